@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Everything a change must pass: lint, then every test. Needs Python 3.10 or newer, a C++ compiler and make.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec </dev/null
+export CI="${CI:-true}" PIP_NO_INPUT=1 PIP_PROGRESS_BAR=off PYTHONUNBUFFERED=1
+
+note() { printf '\n==== %s (%s s)\n' "$*" "$SECONDS"; }
+
+note "machine"
+uname -srm
+echo "cores: $(nproc 2>/dev/null || sysctl -n hw.ncpu)"
+for tool in python3 "${CXX:-c++}" make cmake nvcc; do
+    if command -v "$tool" >/dev/null; then
+        echo "$tool: $("$tool" --version 2>&1 | grep -v '^$' | tail -n +1 | grep -m1 -E '[0-9]+\.[0-9]+')"
+    else
+        echo "$tool: not here"
+    fi
+done
+git log -1 --format='commit: %h %s' 2>/dev/null || true
+
+lint=0 test=0
+note "make lint"
+make lint || lint=$?
+note "make test"
+make test || test=$?
+
+if ((lint || test)); then
+    echo "FAILED:$( ((lint)) && echo ' lint')$( ((test)) && echo ' test') after $SECONDS s" >&2
+    exit 1
+fi
