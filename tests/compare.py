@@ -1,9 +1,10 @@
 """How the results of two rungs are compared.
 
 Detections of a float32 program and of the float64 oracle may differ rightly where a decision is a near-tie: an IoU
-within rounding of the threshold, two scores within rounding of each other. `assert_same_detections` accepts equal results, and
-otherwise demands that every difference follows from such a tie: it checks that the result is *a* greedy NMS of the
-candidates under perturbations no larger than the tolerances. Where there is no near-tie only one result passes.
+within rounding of the threshold, two scores within rounding of each other. `assert_same_detections` accepts equal
+results, and otherwise demands that every difference follows from such a tie: it checks that the result is *a* greedy
+NMS of the candidates under perturbations no larger than the tolerances. Where there is no near-tie only one result
+passes.
 """
 
 from __future__ import annotations
