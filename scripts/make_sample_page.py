@@ -266,13 +266,28 @@ def make_page(seed: int = 0) -> Image.Image:
     width = (WIDTH - 2 * margin - gutter) / 2 if two_columns else WIDTH - 2 * margin
     columns = [margin, margin + width + gutter] if two_columns else [margin]
     top, limit = page.y, HEIGHT - 150
-    blocks = [  # pixels it needs at least, and what draws it
-        (440, lambda: (page.chart(260 if two_columns else 340), page.caption(CAPTIONS[0]))),
-        (360, lambda: (page.caption(CAPTIONS[1]), page.table(rng.randint(5, 7)))),
-        (220, lambda: (page.formula(), page.paragraph(1))),
-        (400, lambda: (page.photo(225 if two_columns else 320), page.caption(CAPTIONS[2]))),
-        (250, lambda: (page.bullets(4), page.paragraph(1))),
-    ]
+
+    def figure() -> None:
+        page.chart(260 if two_columns else 340)
+        page.caption(CAPTIONS[0])
+
+    def table() -> None:
+        page.caption(CAPTIONS[1])
+        page.table(rng.randint(5, 7))
+
+    def formula() -> None:
+        page.formula()
+        page.paragraph(1)
+
+    def picture() -> None:
+        page.photo(225 if two_columns else 320)
+        page.caption(CAPTIONS[2])
+
+    def bullets() -> None:
+        page.bullets(4)
+        page.paragraph(1)
+
+    blocks = [(440, figure), (360, table), (220, formula), (400, picture), (250, bullets)]  # pixels each needs
     if seed:
         rng.shuffle(blocks)
     section = 0
