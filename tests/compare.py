@@ -134,8 +134,8 @@ def _difference(g: _Rows, w: _Rows, box_tol: float, score_tol: float) -> str | N
     if None not in (g.dropped, w.dropped) and g.dropped != w.dropped:
         return f"{g.dropped} candidates dropped, want {w.dropped}"
     wrong = g.classes != w.classes
-    wrong |= np.abs(g.scores - w.scores) > score_tol
-    wrong |= (np.abs(g.boxes - w.boxes) > box_tolerance(w.boxes, box_tol)).any(axis=1)
+    wrong |= ~(np.abs(g.scores - w.scores) <= score_tol)  # so that NaN is wrong
+    wrong |= ~(np.abs(g.boxes - w.boxes) <= box_tolerance(w.boxes, box_tol)).all(axis=1)
     if not wrong.any():
         return None
     r = int(np.argmax(wrong))

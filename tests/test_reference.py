@@ -407,6 +407,7 @@ DAMAGE = {
     "row repeated": _add_suppressed,
     "box moved": lambda d, r, n: d["boxes"].__setitem__((0, r, 2), d["boxes"][0, r, 2] + 0.001),
     "box NaN": lambda d, r, n: d["boxes"].__setitem__((0, r, 0), np.nan),
+    "score NaN": lambda d, r, n: d["scores"].__setitem__((0, r), np.nan),
     "score changed": lambda d, r, n: d["scores"].__setitem__((0, r), d["scores"][0, r] - 1e-5),
     "class changed": lambda d, r, n: d["classes"].__setitem__((0, r), (d["classes"][0, r] + 1) % 80),
     "dropped miscounted": lambda d, r, n: d["dropped"].__setitem__(0, d["dropped"][0] + 1),
