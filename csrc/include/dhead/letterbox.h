@@ -10,12 +10,10 @@
 
 #include "dhead/params.h"
 
-#ifndef DHEAD_HD
 #ifdef __CUDACC__
-#define DHEAD_HD __host__ __device__ __forceinline__
+#define DHEAD_LETTERBOX_FN __host__ __device__ inline
 #else
-#define DHEAD_HD inline
-#endif
+#define DHEAD_LETTERBOX_FN inline
 #endif
 
 namespace dhead {
@@ -41,7 +39,7 @@ struct LetterboxTap {
 
 namespace letterbox_detail {
 
-DHEAD_HD double mul(double a, double b) {
+DHEAD_LETTERBOX_FN double mul(double a, double b) {
 #ifdef __CUDA_ARCH__
     return __dmul_rn(a, b);  // never contracted with the addition that follows
 #else
@@ -50,7 +48,7 @@ DHEAD_HD double mul(double a, double b) {
 }
 
 // Round half to even, as Python's round() and OpenCV's cvRound; for |v| < 2^31 and the default rounding mode.
-DHEAD_HD int32_t round_even(double v) {
+DHEAD_LETTERBOX_FN int32_t round_even(double v) {
     const int32_t down = static_cast<int32_t>(v) - (v < static_cast<double>(static_cast<int32_t>(v)) ? 1 : 0);
     const double rest = v - static_cast<double>(down);
     return down + ((rest > 0.5 || (rest == 0.5 && (down & 1) != 0)) ? 1 : 0);
@@ -60,8 +58,8 @@ DHEAD_HD int32_t round_even(double v) {
 
 // The geometry for a source image and a canvas of at most height x width.
 // rect: the padding is reduced to the least that leaves whole multiples of `stride`; scaleup: small images may grow.
-DHEAD_HD LetterboxGeometry letterbox_geometry(int32_t source_height, int32_t source_width, int32_t height,
-                                              int32_t width, bool scaleup, bool rect, int32_t stride) {
+DHEAD_LETTERBOX_FN LetterboxGeometry letterbox_geometry(int32_t source_height, int32_t source_width, int32_t height,
+                                                        int32_t width, bool scaleup, bool rect, int32_t stride) {
     using letterbox_detail::mul;
     using letterbox_detail::round_even;
     LetterboxGeometry g;
@@ -88,7 +86,7 @@ DHEAD_HD LetterboxGeometry letterbox_geometry(int32_t source_height, int32_t sou
 }
 
 // The two source pixels of one axis, and their weights, for resized pixel `position`.
-DHEAD_HD LetterboxTap letterbox_tap(int32_t position, int32_t source_size, int32_t resized_size) {
+DHEAD_LETTERBOX_FN LetterboxTap letterbox_tap(int32_t position, int32_t source_size, int32_t resized_size) {
     const double scale = static_cast<double>(source_size) / resized_size;
     const auto centre = static_cast<float>(letterbox_detail::mul(position + 0.5, scale) - 0.5);
     auto index = static_cast<int32_t>(centre);
@@ -104,17 +102,17 @@ DHEAD_HD LetterboxTap letterbox_tap(int32_t position, int32_t source_size, int32
 }
 
 // Horizontal step: 0 … 32640, which fits 16 bits, so that the vertical step is a 16-bit high multiplication.
-DHEAD_HD int16_t letterbox_row(uint8_t v0, uint8_t v1, int32_t weight0, int32_t weight1) {
+DHEAD_LETTERBOX_FN int16_t letterbox_row(uint8_t v0, uint8_t v1, int32_t weight0, int32_t weight1) {
     return static_cast<int16_t>((v0 * weight0 + v1 * weight1) >> 4);
 }
 
 // Vertical step: the resized pixel, 0 … 255.
-DHEAD_HD int32_t letterbox_column(int16_t row0, int16_t row1, int16_t weight0, int16_t weight1) {
+DHEAD_LETTERBOX_FN int32_t letterbox_column(int16_t row0, int16_t row1, int16_t weight0, int16_t weight1) {
     return (((row0 * weight0) >> 16) + ((row1 * weight1) >> 16) + 2) >> 2;
 }
 
 // 0 … 255 to 0 … 1, correctly rounded.
-DHEAD_HD float letterbox_unit(int32_t value) {
+DHEAD_LETTERBOX_FN float letterbox_unit(int32_t value) {
 #ifdef __CUDA_ARCH__
     return __fdiv_rn(static_cast<float>(value), 255.F);
 #else
