@@ -1,0 +1,309 @@
+"""ONNX or PyTorch → an engine on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import __version__
+from .artifact import Artifact, FileRecord, TensorInfo
+from .backends import Backend, BuildRequest, choose_backend, get_backend
+from .backends.base import silent
+from .errors import ArtifactError, BackendUnavailable, BuildError, InputError
+from .files import atomic_files
+from .progress import ProgressCallback
+from .shapes import random_inputs, run_reference, set_shapes
+from .spec import HeadSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["build"]
+
+_PLAN_SUFFIXES = (".xml", ".plan", ".engine", ".trt")
+_TOLERANCE = {"fp32": 2e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 5e-1}  # ‖plan − graph‖ / ‖graph‖, per output
+
+
+def build(
+    model: Any,
+    backend: str = "auto",
+    *,
+    output: str | os.PathLike[str],
+    precision: str = "fp32",
+    batch: int | Sequence[int] = (1, 1, 1),
+    image_size: Any = None,
+    form: str | None = None,
+    compute_capabilities: Sequence[str] | str | None = None,
+    spec: HeadSpec | None = None,
+    io_dtype: str = "float32",
+    options: Mapping[str, Any] | None = None,
+    example: Any = None,
+    progress: ProgressCallback | None = None,
+    verify: bool = True,
+) -> Artifact:
+    """Builds an engine, and writes plan and sidecar: both or neither.
+
+    Args:
+        model: an ONNX model of any form (path, bytes or ModelProto), or a torch head or detector, which is exported first.
+        backend: "openvino", "tensorrt_rtx", "tensorrt", or "auto": what this machine can run, else what it can build;
+            the choice and its reason are the first of the artifact's notes.
+        output: path of the plan. Its suffix becomes the backend's (.xml for OpenVINO; .plan, .engine or .trt). Existing
+            engines of that name are replaced.
+        precision: "fp32", "fp16" or "bf16". For TensorRT it is put into the graph; for OpenVINO it is the precision to
+            compute in, where the CPU can (a fall-back is noted, and logged at load); fp16 also halves the IR's weights.
+        batch: batch size, or (min, opt, max).
+        image_size: network input in pixels: n, (height, width), or (min, opt, max) of these; None: the graph's own.
+        form: what the plan's outputs are; default: the best the backend offers ("raw" for OpenVINO and TensorRT for RTX).
+        compute_capabilities: GPUs to build for ("8.6", "sm_89", "ada"); GPU backends only.
+        spec: the head, where the graph does not say.
+        io_dtype: "float32" or "float16": type of the engine's inputs and outputs, with precision="fp16" on TensorRT.
+        options: the backend's own build options by name.
+        example: example input of a torch model that is neither one of our heads nor takes an image.
+        progress: called with (phase, fraction done or None).
+        verify: check every step: surgery against the original graph, and the plan, where it runs here, against ONNX
+            Runtime.
+
+    Returns:
+        The artifact, as `Artifact.load` would read it.
+
+    Raises:
+        InputError: an argument is malformed, or `output` cannot be written.
+        GraphError: the model cannot be read, or is not a supported detector.
+        BackendUnavailable: the backend or a package it needs is missing.
+        BuildError: the backend refused, or the plan does not compute what the graph does.
+    """
+    tell = progress or silent
+    chosen, why = choose_backend() if backend == "auto" else (get_backend(backend), None)
+    form = form or chosen.forms[0]
+    if form not in chosen.forms:
+        raise BuildError(
+            f"{chosen.name} cannot build a graph of form {form!r}: it has no custom operators",
+            expected=" or ".join(repr(f) for f in chosen.forms),
+        )
+    if precision not in chosen.precisions:
+        raise BuildError(
+            f"{chosen.name} does not build this precision",
+            received=repr(precision),
+            expected=", ".join(chosen.precisions),
+        )
+    if io_dtype not in ("float32", "float16"):
+        raise InputError("io_dtype is not known", received=repr(io_dtype), expected="'float32' or 'float16'")
+    in_graph = chosen.name.startswith("tensorrt") and precision == "fp16"
+    if io_dtype == "float16" and not in_graph:
+        raise InputError(
+            "io_dtype='float16' needs precision='fp16' on TensorRT", received=f"{precision} on {chosen.name}"
+        )
+    target = _target(output, chosen)
+    available = chosen.availability()
+    if not available.can_build:
+        raise BackendUnavailable(f"{chosen.name} cannot build here", received=available.reason)
+    if why is not None:
+        tell(f"choosing the backend: {chosen.name}", 1.0)
+
+    source = _source(model, spec, batch, image_size, example, verify, tell)
+    graph, head, report = source.model, source.spec, dict(source.report)
+    if form != "native":
+        from .surgery import convert
+
+        tell(f"surgery to form {form}", None)
+        conversion = convert(graph, form, spec=head, verify=verify)
+        graph, head = conversion.model, conversion.spec
+        report["surgery"] = {"source_form": conversion.source_form, **_as_dict(conversion.report)}
+    graph, inputs = set_shapes(graph, head, batch=batch, image_size=image_size)
+    plain = graph  # what the plan must compute
+    if in_graph:
+        from .precision import to_fp16
+
+        tell("precision to fp16", None)
+        graph = to_fp16(graph, io_dtype=io_dtype)
+        inputs = tuple(TensorInfo(t.name, io_dtype, t.shape, t.profile) for t in inputs)
+    head = _with_size(head, inputs)
+    capabilities = (compute_capabilities,) if isinstance(compute_capabilities, str) else compute_capabilities
+    sidecar = target.with_suffix(".json").name
+    names: list[str] = []
+    with _writing(target), atomic_files(target.parent, names) as staging:
+        request = BuildRequest(
+            model=graph,
+            inputs=inputs,
+            precision=precision,
+            folder=staging,
+            plan_name=target.name,
+            compute_capabilities=None if capabilities is None else tuple(capabilities),
+            options=dict(options or {}),
+            progress=tell,
+        )
+        started = time.perf_counter()
+        built = chosen.build(request)
+        report["build"] = {"seconds": round(time.perf_counter() - started, 3)}
+        names[:] = [*built.files[1:], built.files[0], sidecar]
+        artifact = Artifact(
+            plan=staging / target.name,
+            backend=chosen.name,
+            backend_version=built.version,
+            form=form,
+            precision=precision,
+            spec=head,
+            inputs=built.inputs,
+            outputs=built.outputs,
+            files=tuple(FileRecord.of(staging / name) for name in built.files),
+            gpu=built.gpu,
+            compute_capabilities=built.compute_capabilities,
+            source_sha256=source.sha256,
+            dhead_trt=__version__,
+            options={**built.options, "io_dtype": io_dtype},
+            report=report,
+            notes=(() if why is None else (why,)) + built.notes,
+        )
+        if verify:
+            tell("verifying the plan", None)
+            report["verification"] = _verify(artifact, chosen, plain, available.can_run)
+        artifact.save()
+    tell("verifying the plan" if verify else "writing", 1.0)
+    return Artifact.load(target, verify=False)
+
+
+@dataclass(frozen=True)
+class _Source:
+    model: onnx.ModelProto
+    spec: HeadSpec | None
+    sha256: str
+    report: Mapping[str, Any]
+
+
+def _source(
+    model: Any, spec: HeadSpec | None, batch: Any, image_size: Any, example: Any, verify: bool, tell: ProgressCallback
+) -> _Source:
+    """Reads or exports the model."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        from .export import export_onnx
+
+        tell("export to ONNX", None)
+        with tempfile.TemporaryDirectory(prefix="dhead-") as folder:
+            path = Path(folder) / "model.onnx"
+            size = image_size if image_size is None or isinstance(image_size, int) else tuple(image_size)
+            exported = export_onnx(model, path, example=example, image_size=size, dynamic_batch=True, verify=verify)
+            return _read(path, spec or exported.spec, {"export": _as_dict(exported.parity)})
+    tell("reading the model", None)
+    return _read(model, spec, {})
+
+
+def _read(model: Any, spec: HeadSpec | None, report: Mapping[str, Any]) -> _Source:
+    from .surgery import load_model
+
+    graph = load_model(model)
+    if isinstance(model, (bytes, bytearray, memoryview)):
+        digest = hashlib.sha256(model).hexdigest()
+    elif isinstance(model, (str, os.PathLike)):
+        from .files import sha256_of
+
+        digest = sha256_of(model)
+    else:
+        digest = hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest()
+    if spec is None:
+        text = {p.key: p.value for p in graph.metadata_props}.get("dhead_spec")
+        spec = None if text is None else HeadSpec.from_json(text)
+    return _Source(graph, spec, digest, report)
+
+
+def _target(output: str | os.PathLike[str], backend: Backend) -> Path:
+    """The plan's path with a suffix of the backend's, after a look at what would be overwritten."""
+    path = Path(output)
+    if path.is_dir() or not path.name or str(output).endswith(("/", os.sep)):
+        raise InputError(
+            "The output is a folder", received=output, expected=f"a file, such as engine{backend.suffixes[0]}"
+        )
+    if path.suffix in (".json", ".onnx", ".bin"):
+        raise InputError(
+            f"A plan cannot be called *{path.suffix}", received=path.name, expected=f"{path.stem}{backend.suffixes[0]}"
+        )
+    if path.suffix not in backend.suffixes:
+        path = (
+            path.with_suffix(backend.suffixes[0])
+            if path.suffix in _PLAN_SUFFIXES
+            else Path(f"{path}{backend.suffixes[0]}")
+        )
+    sidecar = path.with_suffix(".json")
+    if sidecar.exists():
+        owner: str | None
+        try:
+            owner = Artifact.load(sidecar, verify=False).plan.name
+        except ArtifactError:
+            owner = path.name if path.exists() else None
+        if owner != path.name:
+            raise InputError(
+                f"{sidecar.name} is there already and belongs to {owner or 'something else'}",
+                received=path.name,
+                fix="Give the plan another name: its sidecar would overwrite that file",
+            )
+    return path
+
+
+def _verify(artifact: Artifact, backend: Backend, graph: onnx.ModelProto, can_run: bool) -> dict[str, Any]:
+    """Runs the plan and the graph on the same seeded random input; figures per output."""
+    if not can_run:
+        return {"skipped": f"{backend.name} cannot run here"}
+    runner = backend.load(artifact)
+    try:
+        high = artifact.inputs[0].profile[2][0] if artifact.inputs[0].profile else artifact.inputs[0].shape[0]
+        inputs = random_inputs(artifact.inputs, batch=min(high, 2), spec=artifact.spec)
+        got = runner.run(inputs)
+        computed = runner.precision
+    finally:
+        runner.close()
+    try:
+        want = run_reference(graph, inputs)
+    except BackendUnavailable as e:
+        return {"skipped": str(e)}
+    figures: dict[str, Any] = {"against": "ONNX Runtime on the fp32 graph", "computed_in": computed, "outputs": {}}
+    for name, reference in want.items():
+        have, reference = got[name].astype(np.float64), reference.astype(np.float64)
+        if have.shape != reference.shape:
+            raise BuildError(
+                f"Output {name!r} of the plan has another shape", received=have.shape, expected=reference.shape
+            )
+        error = np.abs(have - reference)
+        relative = float(np.linalg.norm(error) / max(float(np.linalg.norm(reference)), 1e-12))
+        figures["outputs"][name] = {"max": float(error.max(initial=0.0)), "relative": relative}
+        limit = _TOLERANCE[artifact.precision]
+        if not relative <= limit:
+            raise BuildError(
+                f"The plan does not compute what the graph does at output {name!r}",
+                received=f"relative error {relative:.2g}",
+                expected=f"at most {limit:g} for {artifact.precision}",
+                fix="Build with precision='fp32', and report this with the model if it stays",
+            )
+    return figures
+
+
+def _with_size(head: HeadSpec | None, inputs: tuple[TensorInfo, ...]) -> HeadSpec | None:
+    """The spec with the image size the engine is fixed to, if images go in."""
+    if head is None or len(inputs) != 1:
+        return head
+    height, width = inputs[0].shape[2:]
+    return head.replace(image_size=(height, width)) if -1 not in (height, width) else head
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Turns what the disk says into a BuildError, and lets everything else pass."""
+    try:
+        yield
+    except OSError as e:
+        raise BuildError("The engine could not be written", received=f"{target}: {e}") from e
+
+
+def _as_dict(report: Any) -> dict[str, Any]:
+    if isinstance(report, Mapping):
+        return dict(report)
+    return {"value": report} if not hasattr(report, "to_dict") else dict(report.to_dict())
