@@ -1,13 +1,10 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <exception>
-#include <mutex>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "dhead/letterbox.h"
+#include "dhead/parallel.h"
 
 namespace dhead {
 namespace {
@@ -111,32 +108,11 @@ template <class Convert>
 void letterbox_all(const LetterboxImage& image, const LetterboxGeometry& g, uint8_t pad_value, const Convert& convert,
                    typename Convert::Type* output, int threads) {
     const Columns columns(image, g);
-    const int32_t bands = std::clamp(threads, 1, std::max(1, g.height / 16));
-    const auto run = [&](int32_t band) {
+    const int32_t bands = threads <= 1 ? 1 : std::clamp(4 * threads, 1, std::max(1, g.height / 16));
+    parallel_for(bands, threads, [&](int64_t band) {
         const auto edge = [&](int64_t i) { return static_cast<int32_t>(g.height * i / bands); };
         letterbox_band(image, g, columns, pad_value, convert, output, edge(band), edge(band + 1));
-    };
-    std::exception_ptr error;
-    std::mutex mutex;
-    const auto guarded = [&](int32_t band) {
-        try {
-            run(band);
-        } catch (...) {
-            const std::lock_guard<std::mutex> lock(mutex);
-            error = std::current_exception();
-        }
-    };
-    std::vector<std::thread> workers;
-    workers.reserve(static_cast<size_t>(bands));
-    int32_t started = 1;
-    try {
-        for (; started < bands; ++started) workers.emplace_back(guarded, started);
-    } catch (const std::system_error&) {  // no more threads to be had: the caller does the rest
-    }
-    guarded(0);
-    for (int32_t band = started; band < bands; ++band) guarded(band);
-    for (std::thread& worker : workers) worker.join();
-    if (error) std::rethrow_exception(error);
+    });
 }
 
 }  // namespace

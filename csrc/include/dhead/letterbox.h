@@ -127,8 +127,8 @@ struct LetterboxImage {
     int64_t channel_offset[3] = {0, 1, 2};  // of output channel 0, 1, 2
 };
 
-// Writes [3, height, width], contiguous, of float32 or float16. `threads` rows of work at a time; 1 runs in the caller.
-// The geometry must come from letterbox_geometry. May throw std::bad_alloc or std::system_error.
+// Writes [3, height, width], contiguous, of float32 or float16. On up to `threads` threads.
+// The geometry must come from letterbox_geometry. May throw std::bad_alloc.
 void letterbox_cpu(const LetterboxImage& image, const LetterboxGeometry& geometry, uint8_t pad_value, DType dtype,
                    void* output, int threads);
 
