@@ -1,0 +1,184 @@
+// Runs the kernels' own source over the case table, on the host (shim/grid.h), and writes what they found.
+//
+//   dhead_kernels_on_host CASES OUT [most_anchors]
+//
+// CASES is what `tests/cases.py --dump` wrote; OUT gets a folder per case. Every run is made several times, with the
+// blocks and threads in another order, memory and workspaces filled with other bytes, and the maps aligned to packs or
+// only to their elements: all must write the same bytes, every one of them.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "cases.h"
+#include "dhead/launch.h"
+#include "grid.h"
+
+namespace {
+
+using dhead_test::Case;
+
+#define EXPECT(condition)                                                                           \
+    do {                                                                                            \
+        if (!(condition)) {                                                                         \
+            std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, current.c_str(), #condition); \
+            ++failures;                                                                             \
+        }                                                                                           \
+    } while (false)
+
+std::string current;
+int failures = 0;
+
+// Device memory: exactly as large as asked for, so that a sanitizer sees the first byte beyond; filled with `poison`.
+class Memory {
+  public:
+    Memory(std::size_t bytes, unsigned char poison, std::size_t offset = 0)
+        : bytes_(bytes), offset_(offset), data_(static_cast<unsigned char*>(std::aligned_alloc(256, round(bytes + offset)))) {
+        // The tail that aligned_alloc rounds up to is cut off by placing the data at the end of it.
+        shift_ = offset == 0 ? 0 : offset;
+        std::memset(data_.get(), poison, round(bytes + offset));
+    }
+    unsigned char* get() const { return data_.get() + shift_; }
+    template <class T>
+    T* as() const {
+        return reinterpret_cast<T*>(get());
+    }
+    std::size_t size() const { return bytes_; }
+
+  private:
+    static std::size_t round(std::size_t n) { return (n + 255) / 256 * 256; }
+    struct Free {
+        void operator()(unsigned char* p) const { std::free(p); }
+    };
+    std::size_t bytes_, offset_, shift_ = 0;
+    std::unique_ptr<unsigned char, Free> data_;
+};
+
+struct Setting {
+    std::uint64_t seed;
+    unsigned char poison;
+    bool misaligned;
+};
+constexpr Setting kSettings[] = {{1, 0xFF, false}, {2, 0x00, false}, {3, 0x7B, true}};
+
+struct Inputs {
+    dhead::HeadParams params;
+    std::vector<std::unique_ptr<unsigned char[]>> exact;  // maps without a byte to spare
+
+    Inputs(const Case& c, bool misaligned) : params(c.params) {
+        for (int i = 0; i < params.num_levels; ++i) {
+            const void** to[] = {&params.levels[i].box, &params.levels[i].cls, &params.levels[i].obj};
+            for (int k = 0; k < (c.objectness ? 3 : 2); ++k) {
+                const auto& bytes = c.maps[i][k];
+                const std::size_t shift = misaligned ? (params.dtype == dhead::DType::kFloat32 ? 4 : 2) : 0;
+                exact.emplace_back(new unsigned char[bytes.size() + shift]);
+                std::memcpy(exact.back().get() + shift, bytes.data(), bytes.size());
+                *to[k] = exact.back().get() + shift;
+            }
+        }
+    }
+};
+
+using Results = std::vector<std::pair<std::string, dhead_test::Bytes>>;
+
+void keep(Results& results, const char* name, const Memory& memory) {
+    results.emplace_back(name, dhead_test::Bytes(memory.get(), memory.get() + memory.size()));
+}
+
+Results run_decode(const Case& c, const Setting& setting) {
+    const Inputs in(c, setting.misaligned);
+    const std::size_t rows = c.batch() * c.anchors();
+    const Memory boxes(rows * 16, setting.poison), scores(rows * static_cast<std::size_t>(c.params.num_classes) * 4, setting.poison);
+    dhead_shim::configure(setting.seed, setting.poison);
+    const auto before = dhead_shim::launches();
+    EXPECT(dhead::decode_cuda(in.params, {boxes.as<float>(), scores.as<float>()}, nullptr) == cudaSuccess);
+    EXPECT(dhead_shim::launches() - before == 1);
+    Results results;
+    keep(results, "boxes", boxes);
+    keep(results, "scores", scores);
+    return results;
+}
+
+Results run_detect(const Case& c, const Setting& setting, const float* thresholds = nullptr) {
+    const Inputs in(c, setting.misaligned);
+    dhead::DetectOptions options = c.options;
+    std::unique_ptr<uint8_t[]> mask(new uint8_t[c.class_mask.size()]);
+    std::memcpy(mask.get(), c.class_mask.data(), c.class_mask.size());
+    if (c.some_classes) options.class_mask = mask.get();
+    if (thresholds != nullptr) {
+        options.conf = 0.999;
+        options.iou = 0.01F;
+    }
+    const std::size_t k = c.batch() * static_cast<std::size_t>(options.max_det);
+    const Memory num(c.batch() * 4, setting.poison), boxes(k * 16, setting.poison), scores(k * 4, setting.poison),
+        classes(k * 4, setting.poison), dropped(c.batch() * 4, setting.poison);
+    const std::size_t bytes = dhead::detect_workspace_bytes(in.params, options);
+    EXPECT(bytes > 0);
+    const Memory workspace(bytes, setting.poison);
+    dhead_shim::configure(setting.seed, setting.poison);
+    const auto before = dhead_shim::launches();
+    EXPECT(dhead::detect_cuda(in.params, options, thresholds,
+                              {num.as<int32_t>(), boxes.as<float>(), scores.as<float>(), classes.as<int32_t>(),
+                               dropped.as<int32_t>()},
+                              workspace.get(), bytes, nullptr) == cudaSuccess);
+    EXPECT(dhead_shim::launches() - before <= 3);
+    Results results;
+    keep(results, "num_dets", num);
+    keep(results, "det_boxes", boxes);
+    keep(results, "det_scores", scores);
+    keep(results, "det_classes", classes);
+    keep(results, "dropped", dropped);
+    return results;
+}
+
+void expect_same(const Results& a, const Results& b) {
+    for (std::size_t i = 0; i < a.size(); ++i) EXPECT(a[i].second == b[i].second);
+}
+
+void run(const Case& c, const std::filesystem::path& out) {
+    current = c.name;
+    Results results[2];
+    for (const Setting& setting : kSettings) {
+        Results now[2] = {run_decode(c, setting), run_detect(c, setting)};
+        for (int i = 0; i < 2; ++i) {
+            if (!results[i].empty()) expect_same(results[i], now[i]);
+            results[i] = std::move(now[i]);
+        }
+    }
+    // Thresholds from the device tensor: the same as the same float thresholds given as options.
+    const std::unique_ptr<float[]> thresholds(new float[2]{static_cast<float>(c.options.conf), c.options.iou});
+    Case rounded = c;
+    rounded.options.conf = thresholds[0];
+    expect_same(run_detect(rounded, kSettings[1]), run_detect(rounded, kSettings[0], thresholds.get()));
+
+    std::filesystem::create_directories(out / c.name);
+    for (const Results& r : results)
+        for (const auto& [name, bytes] : r)
+            dhead_test::write_file(out / c.name / (name + ".bin"), bytes.data(), bytes.size());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc < 3) {
+        std::fprintf(stderr, "usage: %s CASES OUT [most_anchors]\n", argv[0]);
+        return 2;
+    }
+    try {
+        const long most = argc > 3 ? std::strtol(argv[3], nullptr, 10) : 0;
+        int ran = 0;
+        for (const std::string& line : dhead_test::read_table(argv[1])) {
+            const Case c = dhead_test::read_case(argv[1], line);
+            if (most > 0 && static_cast<long>(c.batch() * c.anchors()) > most) continue;
+            run(c, argv[2]);
+            ++ran;
+        }
+        std::printf("%d cases, %llu kernel launches, %d failures\n", ran,
+                    static_cast<unsigned long long>(dhead_shim::launches()), failures);
+        return failures == 0 && ran > 0 ? 0 : 1;
+    } catch (const std::exception& e) {
+        std::fprintf(stderr, "%s\n", e.what());
+        return 2;
+    }
+}
