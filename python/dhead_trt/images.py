@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from .errors import BackendUnavailable, InputError
 
-__all__ = ["IMAGE_SUFFIXES", "describe_source", "expand_paths", "load_image"]
+__all__ = ["IMAGE_SUFFIXES", "expand_paths", "load_image"]
 
 Image8 = npt.NDArray[np.uint8]
 
@@ -86,16 +86,6 @@ def expand_paths(source: str | os.PathLike[str]) -> list[Path] | None:
             raise InputError("The pattern matches no file", received=text, expected="a path, folder or glob of images")
         return matches
     return None
-
-
-def describe_source(source: Any) -> str:
-    """A few words for messages: the file's name, or the kind and shape of an array."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    shape = getattr(source, "shape", None)
-    if shape is not None:
-        return f"{type(source).__name__} {list(shape)}"
-    return type(source).__name__
 
 
 def _from_file(path: Path) -> Image8:
@@ -226,7 +216,7 @@ def _to_8_bits(array: npt.NDArray[Any]) -> Image8:
             expected="0 to 1",
             fix="Divide by the largest value there can be (255 for 8-bit data), or pass uint8",
         )
-    return np.rint(array.astype(np.float32) * np.float32(255)).astype(np.uint8)
+    return cast("Image8", np.rint(array.astype(np.float32) * np.float32(255)).astype(np.uint8))
 
 
 def _pillow() -> Any:

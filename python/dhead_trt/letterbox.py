@@ -149,7 +149,9 @@ def letterbox(
     return out, _describe(geometry)
 
 
-def _geometry(source: tuple[int, int], size: tuple[int, int], rect: bool, stride: int, scaleup: bool) -> Any:
+def _geometry(
+    source: tuple[int, int], size: tuple[int, int], rect: bool, stride: int, scaleup: bool
+) -> _core.LetterboxGeometry:
     numbers = (*source, *size, stride)
     if len(source) != 2 or len(size) != 2 or not all(1 <= n <= MAX_SIDE for n in numbers):
         raise InputError(
@@ -160,7 +162,7 @@ def _geometry(source: tuple[int, int], size: tuple[int, int], rect: bool, stride
     return _core.letterbox_geometry(*(int(n) for n in (*source, *size)), bool(scaleup), bool(rect), int(stride))
 
 
-def _describe(g: Any) -> Letterbox:
+def _describe(g: _core.LetterboxGeometry) -> Letterbox:
     return Letterbox(
         source=(g.source_height, g.source_width),
         size=(g.height, g.width),

@@ -1,0 +1,385 @@
+"""Detector: images in, detections out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .artifact import TensorInfo
+from .detections import Detections, class_ids
+from .engine import Engine
+from .errors import DheadError, InputError
+from .images import expand_paths, load_image
+from .letterbox import Letterbox, letterbox, plan_letterbox
+
+__all__ = ["Detector"]
+
+Classes = Iterable[int | str] | int | str
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a call may change."""
+
+    conf: float
+    iou: float
+    max_det: int
+    classes: Classes | None
+    agnostic: bool
+    multi_label: bool
+    max_candidates: int
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One loaded image of a batch, and where it lies on the canvas."""
+
+    position: int
+    image: npt.NDArray[np.uint8]
+    box: Letterbox
+    source: str | None
+
+
+class Detector:
+    """Finds objects on images with a built engine.
+
+    One Detector may be shared by threads. The options given here are the defaults of every call.
+
+    Args:
+        model: the plan (or sidecar) that `dhead-trt build` wrote, an Artifact, or an open Engine.
+        device: where to run, in the backend's words; None: the backend's default.
+        conf: keep where score > conf.
+        iou: NMS suppresses where IoU > iou.
+        max_det: most detections per image.
+        classes: only these, ids or names; None: all.
+        agnostic: one NMS over all classes.
+        multi_label: every class above conf counts at an anchor, not only the best (as Ultralytics' `val`).
+        max_candidates: most boxes per image that enter the NMS.
+        image_size: (height, width) of the canvas, for engines whose input size is not fixed.
+        rect: pad images to the next multiple of the stride only, instead of to the whole canvas; needs an engine with a
+            dynamic input size.
+        uniform_scale: map boxes back with one gain for both axes, as Ultralytics does, instead of the exact one of
+            each (see dhead_trt.letterbox).
+        bgr: arrays are B, G, R (OpenCV's order). Files and PIL images are not affected.
+        threads: CPU threads for the letterbox and the engine; None: chosen by each.
+        engine_options: more options for `Engine`.
+
+    Raises:
+        InputError: an ONNX file instead of an engine, an engine that does not take images, or an option out of range.
+        ArtifactError, BackendUnavailable: as for `Engine`.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Engine | Any,
+        device: str | None = None,
+        *,
+        conf: float = 0.25,
+        iou: float = 0.7,
+        max_det: int = 300,
+        classes: Classes | None = None,
+        agnostic: bool = False,
+        multi_label: bool = False,
+        max_candidates: int = 4096,
+        image_size: tuple[int, int] | None = None,
+        rect: bool = False,
+        uniform_scale: bool = False,
+        bgr: bool = False,
+        threads: int | None = None,
+        **engine_options: Any,
+    ) -> None:
+        self._owned = not isinstance(model, Engine)
+        if isinstance(model, Engine):
+            if device is not None or engine_options:
+                raise InputError("An open Engine already has its device and options", received="device or options")
+            self._engine = model
+        else:
+            _refuse_onnx(model)
+            self._engine = Engine(model, device, threads=threads, **engine_options)
+        try:
+            self._tensor = _image_input(self._engine)
+            self._check_outputs()
+            self._names = self._engine.spec.names
+            self._size = _canvas(self._tensor, image_size or self._engine.spec.image_size, asked=image_size is not None)
+            if rect and -1 not in self._tensor.shape[2:]:
+                raise InputError(
+                    "rect needs an engine with a dynamic input size",
+                    received=f"{self._tensor.name} {self._tensor.describe()}",
+                    fix="Leave rect off, or build the engine from a model with dynamic height and width",
+                )
+            self._rect, self._uniform, self._bgr, self._threads = rect, uniform_scale, bgr, threads
+            self._batches = _batch_range(self._tensor)
+            self._options = _Options(conf, iou, max_det, classes, agnostic, multi_label, max_candidates)
+            self._check(self._options)
+        except BaseException:
+            self.close()
+            raise
+        self._local = threading.local()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine it runs."""
+        return self._engine
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names, or empty."""
+        return self._names
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the network's input; with `rect`, the most it may be."""
+        return self._size
+
+    def __call__(
+        self, source: Any, *, on_error: Literal["raise", "return"] = "raise", bgr: bool | None = None, **options: Any
+    ) -> Any:
+        """Detects on one image, or on many.
+
+        Args:
+            source: one image (path, PIL image, numpy or torch array; see dhead_trt.images), or many: a list or tuple of
+                them, of any sizes, a folder, or a glob pattern.
+            on_error: "raise": the first image that cannot be read raises, naming it. "return": the error stands in the
+                list in that image's place, and the others are processed.
+            bgr: as in the constructor, for this call.
+            options: conf, iou, max_det, classes, agnostic, multi_label, max_candidates, for this call.
+
+        Returns:
+            Detections in pixels of the image; for many images a list in their order.
+
+        Raises:
+            InputError: an image cannot be read, or an option is out of range.
+        """
+        if isinstance(source, (str, os.PathLike)):
+            found = expand_paths(source)
+            if found is not None:
+                return list(self.stream(found, on_error=on_error, bgr=bgr, **options))
+        elif isinstance(source, (list, tuple)):
+            return list(self.stream(source, on_error=on_error, bgr=bgr, **options))
+        chosen = self._choose(options, on_error)
+        try:
+            return self._run([self._load(source, 0, self._bgr if bgr is None else bgr)], chosen)[0]
+        except DheadError as e:
+            if on_error == "return":
+                return e
+            raise
+
+    def stream(
+        self,
+        sources: Iterable[Any],
+        *,
+        on_error: Literal["raise", "return"] = "raise",
+        bgr: bool | None = None,
+        **options: Any,
+    ) -> Iterator[Detections | DheadError]:
+        """Detects on images as they come, one engine batch at a time; results in order.
+
+        Args and raises: as calling the Detector.
+        """
+        chosen = self._choose(options, on_error)
+        return self._stream(iter(sources), on_error, self._bgr if bgr is None else bgr, chosen)
+
+    def close(self) -> None:
+        """Closes the engine, if the Detector opened it."""
+        if self._owned:
+            self._engine.close()
+
+    def __enter__(self) -> Detector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Detector({self._engine!r})"
+
+    def _stream(
+        self, sources: Iterator[Any], on_error: str, bgr: bool, options: _Options
+    ) -> Iterator[Detections | DheadError]:
+        index, more = 0, True
+        while more:
+            results: list[Detections | DheadError | None] = []
+            items: list[_Item] = []
+            while len(items) < self._batches[1]:
+                source = next(sources, _END)
+                if source is _END:
+                    more = False
+                    break
+                position = len(results)
+                results.append(None)
+                try:
+                    items.append(self._load(source, position, bgr))
+                except DheadError as e:
+                    numbered = _numbered(e, index + position)
+                    if on_error == "raise":
+                        raise numbered from e
+                    results[position] = numbered
+            for group in _groups(items):
+                for item, found in zip(group, self._run(group, options), strict=True):
+                    results[item.position] = found
+            index += len(results)
+            yield from (r for r in results if r is not None)
+
+    def _load(self, source: Any, position: int, bgr: bool) -> _Item:
+        image = load_image(source, bgr=bgr)
+        stride = max(self._engine.spec.strides)
+        box = plan_letterbox((image.shape[0], image.shape[1]), self._size, rect=self._rect, stride=stride)
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+        return _Item(position, image, box, name)
+
+    def _run(self, items: Sequence[_Item], options: _Options) -> list[Detections]:
+        """The detections of images of one canvas size, at most one batch of them."""
+        height, width = items[0].box.size
+        batch = self._buffer((max(len(items), self._batches[0]), 3, height, width))
+        for slot, item in enumerate(items):
+            letterbox(
+                item.image,
+                self._size,
+                dtype=batch.dtype,
+                rect=self._rect,
+                stride=max(self._engine.spec.strides),
+                out=batch[slot],
+                threads=self._threads,
+            )
+        batch[len(items) :] = 0  # a batch that must be full
+        out = self._engine.infer(
+            {self._tensor.name: batch},
+            conf=options.conf,
+            iou=options.iou,
+            max_det=options.max_det,
+            max_candidates=options.max_candidates,
+            classes=None if options.classes is None else class_ids(options.classes, self._names),
+            class_agnostic=options.agnostic,
+            multi_label=options.multi_label,
+        )
+        return [self._finish(item, slot, out) for slot, item in enumerate(items)]
+
+    def _finish(self, item: _Item, slot: int, out: dict[str, npt.NDArray[Any]]) -> Detections:
+        count = int(out["num_dets"].reshape(-1)[slot])
+        boxes = item.box.to_image(out["det_boxes"][slot, :count], uniform=self._uniform)
+        return Detections(
+            boxes.astype(np.float32),
+            out["det_scores"][slot, :count],
+            out["det_classes"][slot, :count],
+            self._names,
+            item.box.source,
+            item.source,
+        )
+
+    def _buffer(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """This thread's input buffer, kept for the next batch of the same shape."""
+        buffer: npt.NDArray[Any] | None = getattr(self._local, "buffer", None)
+        if buffer is None or buffer.shape != shape:
+            buffer = self._local.buffer = np.empty(shape, dtype=self._tensor.dtype)
+        return buffer
+
+    def _choose(self, changes: dict[str, Any], on_error: str) -> _Options:
+        if on_error not in ("raise", "return"):
+            raise InputError("on_error is not known", received=repr(on_error), expected="'raise' or 'return'")
+        unknown = sorted(set(changes) - set(_Options.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(_Options.__dataclass_fields__)
+            raise InputError("There is no such option", received=", ".join(unknown), expected=known)
+        chosen = replace(self._options, **changes)
+        self._check(chosen)
+        return chosen
+
+    def _check(self, options: _Options) -> None:
+        for name in ("conf", "iou"):
+            value = getattr(options, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 <= value <= 1:
+                raise InputError(f"{name} is out of range", received=repr(value), expected="0 to 1")
+        for name in ("max_det", "max_candidates"):
+            value = getattr(options, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise InputError(f"{name} is out of range", received=repr(value), expected="1 or more")
+        if options.classes is not None:
+            class_ids(options.classes, self._names)
+
+    def _check_outputs(self) -> None:
+        names = {t.name for t in self._engine.outputs}
+        if not {"num_dets", "det_boxes", "det_scores", "det_classes"} <= names:
+            raise InputError(
+                "The engine does not give detections",
+                received=", ".join(sorted(names)),
+                expected="num_dets, det_boxes, det_scores, det_classes",
+                fix='Open it with Engine(path, output="detections")',
+            )
+
+
+_END = object()
+
+
+def _groups(items: Sequence[_Item]) -> list[list[_Item]]:
+    """Items by canvas size, in order of first appearance."""
+    groups: dict[tuple[int, int], list[_Item]] = {}
+    for item in items:
+        groups.setdefault(item.box.size, []).append(item)
+    return list(groups.values())
+
+
+def _numbered(error: DheadError, index: int) -> DheadError:
+    """The same error, naming the image by its place in the list."""
+    problem = f"Image {index}: {error.problem}"
+    return type(error)(problem, received=error.received, expected=error.expected, fix=error.fix)
+
+
+def _refuse_onnx(model: object) -> None:
+    if isinstance(model, (str, os.PathLike)) and Path(model).suffix.lower() == ".onnx":
+        name = Path(model).name
+        raise InputError(
+            "This is a model, not a built engine",
+            received=name,
+            expected="the plan that a build wrote",
+            fix=f"Build it first: dhead-trt build {name} --backend openvino --output {Path(model).stem}.engine",
+        )
+
+
+def _image_input(engine: Engine) -> TensorInfo:
+    tensors = engine.inputs
+    tensor = tensors[0]
+    if len(tensors) != 1 or len(tensor.shape) != 4 or tensor.shape[1] != 3 or not tensor.dtype.startswith("float"):
+        raise InputError(
+            "The engine does not take images",
+            received=", ".join(f"{t.name} {t.describe()} {t.dtype}" for t in tensors),
+            expected="one float input [batch, 3, height, width]",
+            fix="Use Engine for a head alone",
+        )
+    return tensor
+
+
+def _canvas(tensor: TensorInfo, wanted: tuple[int, int] | None, *, asked: bool) -> tuple[int, int]:
+    fixed = tensor.shape[2:]
+    if -1 not in fixed:
+        if asked and tuple(wanted or ()) != fixed:
+            raise InputError("The engine's input size is fixed", received=f"image_size={wanted}", expected=fixed)
+        return fixed[0], fixed[1]
+    if wanted is None and tensor.profile is not None:
+        wanted = (tensor.profile[1][2], tensor.profile[1][3])
+    if wanted is None or len(wanted) != 2 or min(wanted) < 1:
+        raise InputError(
+            "The engine's input size is not fixed, and no size was given",
+            received=f"{tensor.name} {tensor.describe()}",
+            fix="Pass image_size=(height, width)",
+        )
+    return int(wanted[0]), int(wanted[1])
+
+
+def _batch_range(tensor: TensorInfo) -> tuple[int, int]:
+    """(fewest, most) images per call of the engine."""
+    if tensor.shape[0] != -1:
+        return tensor.shape[0], tensor.shape[0]
+    if tensor.profile is None:
+        return 1, 8
+    low, high = tensor.profile[0][0], tensor.profile[2][0]
+    return max(low, 1), high if high != -1 else max(tensor.profile[1][0], 8)
