@@ -71,8 +71,8 @@ DHEAD_HD float exponent_from_low_bits(float x) { return bits_float(float_bits(x)
 // exp and what is made of it.
 
 constexpr float kLog2E = 1.44269504088896341F;
-constexpr float kLn2Hi = 0.693359375F;     // few bits: n * kLn2Hi is exact
-constexpr float kLn2Lo = -2.12194440e-4F;  // ln 2 - kLn2Hi
+constexpr float kLn2Hi = 0.693359375F;           // few bits: n * kLn2Hi is exact
+constexpr float kLn2Lo = -2.12194440e-4F;        // ln 2 - kLn2Hi
 constexpr float kExpMagic = 12582912.F + 127.F;  // 1.5 * 2^23 + bias: adding it rounds to an integer and biases it
 constexpr float kExpLow = -88.F;                 // its 2^n is 0: exp gives exactly 0 from here down
 constexpr float kExpHigh = 88.8F;                // its 2^n is inf: exp gives inf from here up (and above 88.38)
@@ -165,8 +165,8 @@ DHEAD_HD float floor_to_float(double value) {
     return f;
 }
 
-// The logit above which sigmoid(logit) > conf: keep iff logit > logit_threshold(conf). -inf for conf <= 0 (everything but
-// -inf and NaN passes), inf for conf >= 1 or NaN (nothing does).
+// The logit above which sigmoid(logit) > conf: keep iff logit > logit_threshold(conf). -inf for conf <= 0 (everything
+// but -inf and NaN passes), inf for conf >= 1 or NaN (nothing does).
 DHEAD_HD float logit_threshold(double conf) {
     if (conf <= 0.0) return bits_float(0xff800000U);
     if (!(conf < 1.0)) return bits_float(0x7f800000U);
