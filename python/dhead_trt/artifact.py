@@ -302,7 +302,7 @@ class Artifact:
                 )
             if size != record.size or sha256_of(path) != record.sha256:
                 raise ArtifactError(
-                    f"{record.name} is not the file that {self.sidecar.name} describes: it is damaged, or of another build",
+                    f"{record.name} is damaged, or of another build than {self.sidecar.name}",
                     received=f"{size} bytes with another sha256" if size == record.size else f"{size} bytes",
                     expected=f"{record.size} bytes, sha256 {record.sha256[:12]}…",
                     fix=_REBUILD,

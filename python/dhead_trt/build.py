@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -54,7 +54,8 @@ def build(
     """Builds an engine, and writes plan and sidecar: both or neither.
 
     Args:
-        model: an ONNX model of any form (path, bytes or ModelProto), or a torch head or detector, which is exported first.
+        model: an ONNX model of any form (path, bytes or ModelProto), or a torch head or detector, which is exported
+            first.
         backend: "openvino", "tensorrt_rtx", "tensorrt", or "auto": what this machine can run, else what it can build;
             the choice and its reason are the first of the artifact's notes.
         output: path of the plan. Its suffix becomes the backend's (.xml for OpenVINO; .plan, .engine or .trt). Existing
@@ -63,7 +64,8 @@ def build(
             compute in, where the CPU can (a fall-back is noted, and logged at load); fp16 also halves the IR's weights.
         batch: batch size, or (min, opt, max).
         image_size: network input in pixels: n, (height, width), or (min, opt, max) of these; None: the graph's own.
-        form: what the plan's outputs are; default: the best the backend offers ("raw" for OpenVINO and TensorRT for RTX).
+        form: what the plan's outputs are; default: the best the backend offers ("raw" for OpenVINO and TensorRT for
+            RTX).
         compute_capabilities: GPUs to build for ("8.6", "sm_89", "ada"); GPU backends only.
         spec: the head, where the graph does not say.
         io_dtype: "float32" or "float16": type of the engine's inputs and outputs, with precision="fp16" on TensorRT.
@@ -113,10 +115,10 @@ def build(
     source = _source(model, spec, batch, image_size, example, verify, tell)
     graph, head, report = source.model, source.spec, dict(source.report)
     if form != "native":
-        from .surgery import convert
+        from .surgery import Form, convert
 
         tell(f"surgery to form {form}", None)
-        conversion = convert(graph, form, spec=head, verify=verify)
+        conversion = convert(graph, cast("Form", form), spec=head, verify=verify)
         graph, head = conversion.model, conversion.spec
         report["surgery"] = {"source_form": conversion.source_form, **_as_dict(conversion.report)}
     graph, inputs = set_shapes(graph, head, batch=batch, image_size=image_size)

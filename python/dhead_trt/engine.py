@@ -273,7 +273,8 @@ class Engine:
 
     def __repr__(self) -> str:
         tensors = ", ".join(f"{t.name} {t.describe()} {t.dtype}" for t in self.inputs)
-        return f"Engine({self._artifact.plan.name!r}, {self._artifact.backend} {self.precision} on {self.device}, {tensors})"
+        where = f"{self._artifact.backend} {self.precision} on {self.device}"
+        return f"Engine({self._artifact.plan.name!r}, {where}, {tensors})"
 
     def _bind(self, inputs: Any) -> Arrays:
         """Inputs by name, checked, C-contiguous."""
@@ -323,7 +324,7 @@ def _array(tensor: TensorInfo, value: Any) -> NDArray[Any]:
     """`value` as a C-contiguous numpy array of exactly the tensor's dtype and an accepted shape."""
     array = value if isinstance(value, np.ndarray) else _to_numpy(tensor, value)
     if array.dtype != np.dtype(tensor.dtype):
-        fix = f"Convert it: x.astype(np.{tensor.dtype})"
+        fix: str | None = f"Convert it: x.astype(np.{tensor.dtype})"
         if array.dtype == np.uint8 and tensor.dtype.startswith("float"):
             fix = (
                 f"Pixels go in as RGB from 0 to 1: x.astype(np.{tensor.dtype}) / 255, or use Detector, which does that"

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
@@ -35,8 +35,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_files(folder: str | os.PathLike[str], names: Sequence[str]) -> Iterator[Path]:
     """Yields a staging folder inside `folder`; on a clean exit the files `names` in it replace those in `folder`.
 
-    They are moved in the order given, so that the last one can vouch for the others. If a move fails, those already
-    made are undone. `names` is read at the exit, so a list may be filled inside the `with`. On any exception, Ctrl-C included, `folder` is left as it was.
+    They are moved in the order given, so that the last one can vouch for the others; `names` is read at the exit, so a
+    list may be filled inside the `with`. If a move fails, those already made are undone. On any exception, Ctrl-C
+    included, `folder` is left as it was.
 
     Raises:
         InputError: `folder` cannot be made or written to, or one of `names` was not written.
@@ -55,11 +56,9 @@ def atomic_files(folder: str | os.PathLike[str], names: Sequence[str]) -> Iterat
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-        for parent in reversed(made):
-            try:
+        with suppress(OSError):
+            for parent in reversed(made):
                 parent.rmdir()
-            except OSError:
-                break
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

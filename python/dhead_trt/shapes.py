@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from operator import index
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -30,7 +32,7 @@ def batch_range(batch: int | Sequence[int]) -> Range:
     Raises:
         InputError: not 1 <= min <= opt <= max.
     """
-    values = (batch, batch, batch) if isinstance(batch, int) else tuple(batch)
+    values = (batch,) * 3 if hasattr(batch, "__index__") else tuple(batch)
     ok = len(values) == 3 and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
     if not ok or not 1 <= values[0] <= values[1] <= values[2]:
         raise InputError(
@@ -47,25 +49,25 @@ def size_range(image_size: Any) -> tuple[Size, Size, Size] | None:
     """
     if image_size is None:
         return None
-    try:
-        if isinstance(image_size, int):
-            sizes = ((image_size, image_size),) * 3
-        elif len(image_size) == 2 and all(isinstance(v, int) for v in image_size):
-            sizes = (tuple(image_size),) * 3
-        else:
-            sizes = tuple((v, v) if isinstance(v, int) else tuple(v) for v in image_size)
-        flat = [[int(v) for v in s] for s in sizes]
-        ok = len(sizes) == 3 and all(len(s) == 2 for s in sizes)
-        ok = ok and all(1 <= a <= b <= c for a, b, c in zip(*flat, strict=True))
-    except (TypeError, ValueError):
-        ok = False
+    sizes: list[tuple[int, ...]] = []
+    with suppress(TypeError):
+        single = hasattr(image_size, "__index__") or (
+            len(image_size) == 2 and all(hasattr(v, "__index__") for v in image_size)
+        )
+        sizes = [_size(image_size)] * 3 if single else [_size(v) for v in image_size]
+    ok = len(sizes) == 3 and all(len(s) == 2 for s in sizes)
+    ok = ok and all(1 <= a <= b <= c for a, b, c in zip(*sizes, strict=True))
     if not ok:
         raise InputError(
             "The image size is not a size or a range",
             received=image_size,
             expected="n, (height, width), or three of these: min, opt, max",
         )
-    return cast("tuple[Size, Size, Size]", tuple(tuple(s) for s in flat))
+    return cast("tuple[Size, Size, Size]", tuple(sizes))
+
+
+def _size(value: Any) -> tuple[int, ...]:
+    return (index(value),) * 2 if hasattr(value, "__index__") else tuple(index(v) for v in value)
 
 
 def tensor_infos(model: onnx.ModelProto, *, outputs: bool = False) -> tuple[TensorInfo, ...]:
@@ -253,10 +255,10 @@ def _free_reshapes(model: onnx.ModelProto, fixed: set[int]) -> None:
     holders: dict[str, Any] = {i.name: i for i in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            holders.update({node.output[0]: a.t for a in node.attribute if a.name == "value"})
+            holders[node.output[0]] = next((a.t for a in node.attribute if a.name == "value"), None)
     fresh: list[Any] = []
     for node in model.graph.node:
-        if node.op_type != "Reshape" or node.input[1] not in holders:
+        if node.op_type != "Reshape" or holders.get(node.input[1]) is None:
             continue
         if any(a.name == "allowzero" and a.i for a in node.attribute):
             continue

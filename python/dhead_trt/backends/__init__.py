@@ -49,8 +49,8 @@ def available_backends() -> dict[str, Availability]:
 def choose_backend() -> tuple[Backend, str]:
     """The backend that `backend="auto"` means here, and a sentence that says why.
 
-    First choice is one that builds and runs here, TensorRT before TensorRT for RTX before OpenVINO; then one that can at
-    least build.
+    First choice is one that builds and runs here, TensorRT before TensorRT for RTX before OpenVINO; then one that can
+    at least build.
 
     Raises:
         BackendUnavailable: none can build here; says what each one lacks.

@@ -118,10 +118,25 @@ class Runner(Protocol):
 class Backend(Protocol):
     """Builds engines and loads them."""
 
-    name: str
-    forms: Sequence[str]  # of graphs it can build, the one it prefers first
-    precisions: Sequence[str]
-    suffixes: Sequence[str]  # a plan's, the usual one first
+    @property
+    def name(self) -> str:
+        """What users call it."""
+        ...
+
+    @property
+    def forms(self) -> Sequence[str]:
+        """Forms of the graphs it can build, the one it prefers first."""
+        ...
+
+    @property
+    def precisions(self) -> Sequence[str]:
+        """What it can build."""
+        ...
+
+    @property
+    def suffixes(self) -> Sequence[str]:
+        """Suffixes of a plan, the usual one first."""
+        ...
 
     def availability(self) -> Availability:
         """Whether it works here, and why. Never raises."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib.util
+import sys
 from typing import Any, NoReturn
 
 from ..artifact import Artifact
@@ -52,9 +53,6 @@ class TensorRTBackend:
 def _library() -> str | None:
     """Where libnvinfer was found: a pip package's name, the system's library name, or None."""
     for package in ("tensorrt_libs", "tensorrt"):
-        try:
-            if importlib.util.find_spec(package) is not None:
-                return f"the Python package {package}"
-        except (ImportError, ValueError):
-            continue
+        if package in sys.modules or importlib.util.find_spec(package) is not None:
+            return f"the Python package {package}"
     return ctypes.util.find_library("nvinfer")

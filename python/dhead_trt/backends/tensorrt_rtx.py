@@ -145,10 +145,11 @@ class TensorRTRTXBackend:
         self, artifact: Artifact, device: str | None = None, *, threads: int | None = None, **options: Any
     ) -> Runner:
         """Raises BackendUnavailable: says what is missing, and how to build for the CPU."""
+        built_for = ", ".join(artifact.compute_capabilities) or "it was built for"
         raise BackendUnavailable(
             f"The engine {artifact.plan.name} cannot run here",
             received=_cannot_run(cuda_driver.devices()),
-            expected=f"an RTX GPU of compute capability {', '.join(artifact.compute_capabilities) or 'it was built for'}",
+            expected=f"an RTX GPU of compute capability {built_for}",
             fix=_CPU,
         )
 
