@@ -22,7 +22,7 @@ from . import __version__
 from .errors import DheadError
 from .tables import facts, table
 
-__all__ = ["BackendState", "Package", "Report", "collect", "render"]
+__all__ = ["BackendState", "Package", "Report", "collect", "cpu_name", "find_gpus", "package_version", "render"]
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,13 @@ class Report:
 
 def collect() -> Report:
     """Looks at this installation and this machine. Takes a second or two where big packages are installed."""
-    gpus, gpu_note = _gpus()
+    gpus, gpu_note = find_gpus()
     core, simd = _core()
     return Report(
         version=__version__,
         python=f"{platform.python_version()} ({platform.python_implementation()}, {sys.executable})",
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpu=_cpu(),
+        cpu=cpu_name(),
         cores=_cores(),
         core=core,
         simd=simd,
@@ -126,6 +126,7 @@ def render(report: Report) -> str:
             table(
                 ["backend", "builds here", "runs here", "because"],
                 [[b.name, _yes(b.can_build), _yes(b.can_run), b.reason] for b in report.backends],
+                wrap=True,
             )
         ),
         "",
@@ -171,19 +172,21 @@ def _look(p: Package) -> Package:
         found = False
     if not found:
         return p
-    version: str | None = None
-    for name in (p.name, p.module):
-        try:
-            version = importlib.metadata.version(name)
-            break
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    version = package_version(p.name) or package_version(p.module)
     try:
         module = importlib.import_module(p.module)
     except Exception as e:
         return Package(p.name, p.module, p.extra, p.adds, version, f"{type(e).__name__}: {_first_line(e)}")
     version = version or str(getattr(module, "__version__", "unknown version"))
     return Package(p.name, p.module, p.extra, p.adds, version)
+
+
+def package_version(name: str) -> str | None:
+    """The version of an installed distribution, without importing it; None where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _core() -> tuple[str, tuple[str, ...]]:
@@ -199,7 +202,7 @@ def _core() -> tuple[str, tuple[str, ...]]:
 def _cuda_kernels() -> str:
     try:
         if importlib.util.find_spec("dhead_trt._cuda") is None:
-            return "not compiled into this installation (the CUDA toolkit was not found when it was built)"
+            return "not compiled into this installation"
         importlib.import_module("dhead_trt._cuda")
     except Exception as e:
         return f"compiled, does not load: {type(e).__name__}: {_first_line(e)}"
@@ -209,19 +212,18 @@ def _cuda_kernels() -> str:
 def _backends() -> tuple[BackendState, ...]:
     from .backends import BACKENDS, get_backend
 
-    states = []
-    for name in BACKENDS:
+    def state(name: str) -> BackendState:
         try:
             a = get_backend(name).availability()
-            states.append(BackendState(name, a.can_build, a.can_run, a.reason))
-        except DheadError as e:
-            states.append(BackendState(name, False, False, str(e)))
-        except Exception as e:
-            states.append(BackendState(name, False, False, f"broken: {type(e).__name__}: {_first_line(e)}"))
-    return tuple(states)
+        except Exception as e:  # a broken installation of a third party's can raise anything
+            why = str(e) if isinstance(e, DheadError) else f"broken: {type(e).__name__}: {_first_line(e)}"
+            return BackendState(name, False, False, why)
+        return BackendState(name, a.can_build, a.can_run, a.reason)
+
+    return tuple(state(name) for name in BACKENDS)
 
 
-def _gpus() -> tuple[tuple[str, ...], str]:
+def find_gpus() -> tuple[tuple[str, ...], str]:
     """One line for each NVIDIA GPU, or the reason why none is seen."""
     release = Path("/etc/nv_tegra_release")
     if release.is_file():
@@ -240,7 +242,7 @@ def _gpus() -> tuple[tuple[str, ...], str]:
     return tuple(f"{n}, compute capability {cc}, driver {d}, {m}" for n, cc, d, m, *_ in lines), ""
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     """The model of the CPU as its maker writes it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

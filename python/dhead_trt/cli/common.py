@@ -7,32 +7,35 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    import torch
+    from torch.nn import Module
 
 __all__ = [
     "FORMS",
     "HEADS",
     "SIZES",
+    "Form",
     "Source",
     "add_head_options",
     "add_model",
     "batch",
     "emit_json",
     "image_size",
+    "image_sizes",
     "need_output",
+    "read_npz",
     "resolve",
     "write_text",
 ]
 
-FORMS = ("native", "raw", "decoded", "detections")
+Form = Literal["native", "raw", "decoded", "detections"]
+FORMS: tuple[Form, ...] = get_args(Form)
 HEADS = ("decoupled", "stable", "coupled")
 SIZES = ("n", "s", "m", "l", "x")
 
@@ -51,9 +54,9 @@ def batch(text: str) -> tuple[int, int, int]:
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """ "640" → (640, 640); "480x640" and "480,640" → (480, 640): height, then width."""
+    """ "640" → (640, 640); "480x640" → (480, 640): height, then width."""
     try:
-        numbers = tuple(int(part) for part in text.lower().replace("x", ",").split(","))
+        numbers = tuple(int(part) for part in text.lower().split("x"))
     except ValueError:
         numbers = ()
     if len(numbers) == 1:
@@ -61,6 +64,16 @@ def image_size(text: str) -> tuple[int, int]:
     if len(numbers) != 2 or min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no image size: give 640, or height x width such as 480x640")
     return numbers[0], numbers[1]
+
+
+def image_sizes(text: str) -> tuple[int, int] | tuple[tuple[int, int], ...]:
+    """One image size, or three of them: "320,640,1280" → ((320, 320), (640, 640), (1280, 1280)), min, opt and max."""
+    sizes = tuple(image_size(part) for part in text.split(","))
+    if len(sizes) == 1:
+        return sizes[0]
+    if len(sizes) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is no image size or range: give one size, or min,opt,max")
+    return sizes
 
 
 def add_model(parser: argparse.ArgumentParser, *, accepts: str) -> None:
@@ -90,7 +103,7 @@ class Source:
     """
 
     name: str
-    model: torch.nn.Module | None = None
+    model: Module | None = None
     path: Path | None = None
 
     @property
@@ -140,7 +153,7 @@ def _torch() -> Any:
     return torch
 
 
-def _own_head(name: str, args: argparse.Namespace) -> torch.nn.Module:
+def _own_head(name: str, args: argparse.Namespace) -> Module:
     torch = _torch()
     from .. import heads
 
@@ -151,17 +164,17 @@ def _own_head(name: str, args: argparse.Namespace) -> torch.nn.Module:
     if size is not None and name != "decoupled":
         raise InputError(f"--size does not apply to the {name} head", expected="the head 'decoupled'")
     if size is not None:
-        return heads.create_yolov8_decoupled(size, num_classes=classes)
+        return heads.create_yolov8_decoupled(size, num_classes=classes).eval()
     kinds: dict[str, Any] = {
         "decoupled": heads.YOLOv8DecoupledHead,
         "stable": heads.StableDecoupledHead,
         "coupled": heads.CoupledHead,
     }
-    head: torch.nn.Module = kinds[name](num_classes=classes)
+    head: Module = kinds[name](num_classes=classes)
     return head
 
 
-def _import(text: str) -> torch.nn.Module:
+def _import(text: str) -> Module:
     torch = _torch()
     module_name, _, attribute = text.partition(":")
     if os.getcwd() not in sys.path:
@@ -174,9 +187,7 @@ def _import(text: str) -> torch.nn.Module:
         raise InputError(
             f"Cannot import {text!r}", received=f"{type(e).__name__}: {e}", expected="module:attribute"
         ) from e
-    if isinstance(found, torch.nn.Module):
-        return found
-    if callable(found):
+    if callable(found) and not isinstance(found, torch.nn.Module):
         found = found()
     if not isinstance(found, torch.nn.Module):
         raise InputError(
@@ -184,10 +195,11 @@ def _import(text: str) -> torch.nn.Module:
             received=type(found).__name__,
             expected="a torch.nn.Module, or a function without arguments that returns one",
         )
-    return found
+    module: Module = found
+    return module
 
 
-def _load_weights(model: torch.nn.Module, path: Path) -> None:
+def _load_weights(model: Module, path: Path) -> None:
     torch = _torch()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -234,23 +246,18 @@ def emit_json(data: Any, destination: str | None) -> None:
         write_text(Path(destination), text)
 
 
-def expand(paths: Iterable[str], suffixes: Iterable[str]) -> list[Path]:
-    """Files, with folders replaced by the files in them that have one of `suffixes`, in order of name.
+def read_npz(path: Path) -> dict[str, Any]:
+    """The arrays of an .npz file by name.
 
     Raises:
-        InputError: a path does not exist, or a folder has no such file.
+        InputError: it is not one.
     """
-    wanted = {s.lower() for s in suffixes}
-    found: list[Path] = []
-    for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in wanted)
-            if not inside:
-                raise InputError("The folder has no pictures", received=text, expected=f"files of {sorted(wanted)}")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise InputError("There is no such file or folder", received=repr(text))
-    return found
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as e:
+        raise InputError("Not a readable .npz file", received=f"{path}: {e}", expected="what numpy.savez wrote") from e

@@ -1,0 +1,139 @@
+"""`dhead-trt export`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..progress import Progress
+from ..tables import facts, size
+from .common import FORMS, add_head_options, add_model, emit_json, image_size, need_output, resolve
+
+DESCRIPTION = """\
+Write the ONNX graph of a PyTorch head, or convert an ONNX graph to another form.
+
+Forms: native (outputs boxes and scores, decoded by ONNX operators), raw (ends at the head's maps; dhead_trt decodes
+after the engine), decoded and detections (one DHeadDecode or DHeadDetect node, for TensorRT with our plugin).
+Every graph is run in ONNX Runtime and compared with the original before it is written.
+"""
+EXAMPLES = """\
+examples:
+  dhead-trt export decoupled --size n -o head.onnx              our head, channels of YOLOv8n
+  dhead-trt export decoupled --image-size 480x640 --fp16        half precision inside, fp32 outside
+  dhead-trt export my_model:make_head --weights best.pt -o head.onnx
+  dhead-trt export yolov8n.onnx --form raw -o yolov8n-raw.onnx  cut the tail off an Ultralytics export
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
+    add_model(parser, accepts="module:attribute of a torch head (or of a function that makes one), or an ONNX file")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="what to write (default: MODEL-FORM.onnx)")
+    parser.add_argument("--form", choices=FORMS, help="default: native for a head, raw for an ONNX file")
+    parser.add_argument(
+        "--image-size", type=image_size, metavar="HxW", help="network input in pixels, 640 or 480x640 (default: 640)"
+    )
+    parser.add_argument("--fp16", action="store_true", help="compute in half precision, but for the decode")
+    parser.add_argument("--io-fp16", action="store_true", help="with --fp16: inputs and outputs in half precision too")
+    parser.add_argument("--opset", type=int, default=17, help="ONNX operator set (default: 17)")
+    parser.add_argument("--static-batch", action="store_true", help="batch 1 only, instead of any batch")
+    parser.add_argument("--dynamic-size", action="store_true", help="any height and width")
+    parser.add_argument("--no-verify", action="store_true", help="don't compare the graph with the original")
+    parser.add_argument("--json", metavar="FILE", help="write what was made as JSON ('-': to standard output)")
+    add_head_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from ..errors import InputError
+
+    if args.io_fp16 and not args.fp16:
+        raise InputError("--io-fp16 goes with --fp16", received="--io-fp16 alone")
+    source = resolve(args)
+    form = args.form or ("native" if source.model is not None else "raw")
+    output = need_output(args.output or Path(f"{source.name}-{form}{'-fp16' if args.fp16 else ''}.onnx"))
+    with Progress(enabled=not args.quiet) as progress:
+        if source.model is not None:
+            made = _export(args, source.model, form, output, progress)
+        else:
+            made = _convert(args, source.path, form, output, progress)
+    made = {"graph": str(output), "size": size(output.stat().st_size), **made}
+    if not args.quiet and args.json != "-":
+        print(facts(made))
+    emit_json(made, args.json)
+    return 0
+
+
+def _export(args: argparse.Namespace, model: object, form: str, output: Path, progress: Progress) -> dict[str, object]:
+    from ..export import export_onnx
+
+    progress("exporting to ONNX" if args.no_verify else "exporting to ONNX, and comparing")
+    result = export_onnx(
+        model,
+        output,
+        image_size=args.image_size,
+        opset=args.opset,
+        form=form,
+        dynamic_batch=not args.static_batch,
+        dynamic_size=args.dynamic_size,
+        verify=not args.no_verify,
+    )
+    if args.fp16:
+        _half(args, output, progress)
+    return {"form": result.form, **_described(result.spec), "parity": _parity(result.parity)}
+
+
+def _convert(
+    args: argparse.Namespace, path: Path | None, form: Form, output: Path, progress: Progress
+) -> dict[str, object]:
+    from ..surgery import convert, load_model
+
+    assert path is not None
+    progress("reading the graph")
+    model = load_model(path)
+    progress(f"converting to {form}" if args.no_verify else f"converting to {form}, and comparing")
+    conversion = convert(model, form, verify=not args.no_verify)
+    _save(conversion.model, output)
+    if args.fp16:
+        _half(args, output, progress)
+    return {
+        "form": f"{conversion.form} (was {conversion.source_form})",
+        **_described(conversion.spec),
+        "parity": _parity(conversion.report),
+    }
+
+
+def _half(args: argparse.Namespace, output: Path, progress: Progress) -> None:
+    from ..precision import to_fp16
+    from ..surgery import load_model
+
+    progress("converting to fp16")
+    _save(to_fp16(load_model(output), io_dtype="float16" if args.io_fp16 else "float32"), output)
+
+
+def _save(model: object, output: Path) -> None:
+    import onnx
+
+    from ..files import atomic_path
+
+    with atomic_path(output) as temporary:
+        onnx.save(model, str(temporary))
+
+
+def _described(spec: object) -> dict[str, object]:
+    from ..spec import HeadSpec
+
+    assert isinstance(spec, HeadSpec)
+    return {
+        "classes": spec.num_classes,
+        "strides": ", ".join(map(str, spec.strides)),
+        "bins": spec.bins,
+        "distance": spec.distance_unit,
+        "objectness": "yes" if spec.objectness else "no",
+    }
+
+
+def _parity(report: object) -> str:
+    if not isinstance(report, dict) or not report:
+        return "not compared"
+    return "\n".join(f"{k}: {v:.2e}" if isinstance(v, float) else f"{k}: {v}" for k, v in report.items())

@@ -1,0 +1,172 @@
+"""`dhead-trt infer`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from ..progress import Progress, duration
+from ..tables import table
+from .common import emit_json, write_text
+
+if TYPE_CHECKING:
+    from ..detections import Detections
+
+DESCRIPTION = """\
+Run an engine on pictures (files, folders, patterns), or on feature maps in .npz files.
+
+Standard output gets a table of the detections, or with --json - a JSON list. With --out, each picture gets its JSON and
+a copy with the boxes drawn on it.
+"""
+EXAMPLES = """\
+examples:
+  dhead-trt infer yolov8n.xml street.jpg
+  dhead-trt infer yolov8n.xml pictures/ --conf 0.4 --out results
+  dhead-trt infer head.xml features.npz --json -
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
+    add = parser.add_argument
+    add("engine", type=Path, metavar="PLAN", help="an engine, from dhead-trt build")
+    add(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="picture, folder, pattern, or .npz of arrays by input name",
+    )
+    add("--out", type=Path, metavar="DIR", help="write NAME.json and NAME.png (the picture with its boxes) there")
+    add("--no-draw", action="store_true", help="with --out: JSON only")
+    add("--conf", type=float, default=0.25, help="score threshold (default: 0.25)")
+    add("--iou", type=float, default=0.7, help="IoU above which the lower score goes (default: 0.7)")
+    add("--max-det", type=int, default=300, help="most detections of a picture (default: 300)")
+    add(
+        "--class",
+        dest="classes",
+        action="append",
+        metavar="C",
+        help="only this class (number or name); may be repeated",
+    )
+    add("--agnostic", action="store_true", help="suppress across classes")
+    add("--device", metavar="NAME", help="device of the backend (default: its first)")
+    add("--threads", type=int, metavar="N", help="threads of a CPU engine")
+    add("--json", metavar="FILE", help="write all detections as one JSON list ('-': to standard output, nothing else)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from ..images import expand_paths
+
+    paths: list[Path] = []
+    for text in args.inputs:
+        paths += expand_paths(text) or [Path(text)]
+    missing = [p for p in paths if not p.exists()]
+    if missing:
+        raise InputError("There is no such input", received=repr(str(missing[0])))
+    features = [p for p in paths if p.suffix.lower() == ".npz"]
+    if features and len(features) != len(paths):
+        raise InputError(
+            "Pictures and .npz files cannot be mixed", received=f"{len(features)} of {len(paths)} are .npz"
+        )
+    started = time.monotonic()
+    with Progress(enabled=not args.quiet) as progress:
+        progress("loading the engine")
+        found = _on_features(args, paths, progress) if features else _on_pictures(args, paths, progress)
+    if args.out is not None:
+        for stem, detections in zip(_stems(paths, found), found, strict=True):
+            write_text(args.out / f"{stem}.json", detections.to_json() + "\n")
+    if args.json != "-":
+        rows = [
+            [d.source, row.name, f"{row.confidence:.3f}", *(f"{v:.1f}" for v in row.xyxy)] for d in found for row in d
+        ]
+        if rows:
+            print(table(["input", "class", "score", "x1", "y1", "x2", "y2"], rows, right=[2, 3, 4, 5, 6]))
+        if not args.quiet:
+            took = duration(time.monotonic() - started)
+            print(f"{len(rows)} detections in {_count(len(paths), 'file')}, {took} with loading the engine")
+            if args.out is not None:
+                print(f"written to {args.out}")
+    emit_json([d.to_dict() for d in found], args.json)
+    return 0
+
+
+def _on_pictures(args: argparse.Namespace, paths: list[Path], progress: Progress) -> list[Detections]:
+    from ..detector import Detector
+
+    found = []
+    with Detector(args.engine, device=args.device, threads=args.threads) as detector:
+        for done, (path, stem) in enumerate(zip(paths, _stems(paths, paths), strict=True)):
+            progress("detecting", done / len(paths))
+            detections = detector(
+                path,
+                conf=args.conf,
+                iou=args.iou,
+                max_det=args.max_det,
+                classes=_classes(args.classes),
+                class_agnostic=args.agnostic,
+            )
+            if args.out is not None and not args.no_draw:
+                args.out.mkdir(parents=True, exist_ok=True)
+                detections.draw(path, args.out / f"{stem}.png")
+            found.append(detections)
+    return found
+
+
+def _on_features(args: argparse.Namespace, paths: list[Path], progress: Progress) -> list[Detections]:
+    """One result for each image of each file's batch; boxes are in pixels of the network input."""
+    from ..detections import Detections, class_ids
+    from ..engine import Engine
+    from .common import read_npz
+
+    found = []
+    with Engine(args.engine, args.device, threads=args.threads) as engine:
+        spec = engine.spec
+        wanted = _classes(args.classes)
+        classes = None if wanted is None else class_ids(wanted, spec.names)
+        for done, path in enumerate(paths):
+            progress("detecting", done / len(paths))
+            inputs = read_npz(path)
+            out = engine.infer(
+                inputs,
+                conf=args.conf,
+                iou=args.iou,
+                max_det=args.max_det,
+                classes=classes,
+                class_agnostic=args.agnostic,
+            )
+            first = inputs[engine.inputs[0].name]
+            scale = 1 if first.shape[1] <= 4 else spec.strides[0]
+            size = (first.shape[2] * scale, first.shape[3] * scale)
+            for image, number in enumerate(out["num_dets"].reshape(-1).tolist()):
+                found.append(
+                    Detections(
+                        out["det_boxes"][image, :number],
+                        out["det_scores"][image, :number],
+                        out["det_classes"][image, :number],
+                        spec.names,
+                        size,
+                        f"{path}[{image}]",
+                    )
+                )
+    return found
+
+
+def _classes(texts: list[str] | None) -> list[int | str] | None:
+    """Numbers where they are numbers, else names."""
+    return None if texts is None else [int(t) if t.isdigit() else t for t in texts]
+
+
+def _stems(paths: list[Path], results: Sequence[object]) -> list[str]:
+    """A file name for each result: the input's, with a number where that would not be one of a kind."""
+    names = [p.stem for p in paths] if len(paths) == len(results) else [paths[0].stem] * len(results)
+    unique = len(set(names)) == len(names)
+    return names if unique else [f"{name}-{i}" for i, name in enumerate(names)]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,183 @@
+"""The rungs: each runs one way of computing, measures it against the reference, and records what came of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import reference
+from ..artifact import Artifact
+from ..errors import BackendUnavailable
+from ..progress import ProgressCallback
+from ..spec import HeadSpec
+from .detections import match, pair, threshold_for
+from .measure import TOLERANCES, Rung, Stats, Tolerance, measure, stats_of
+
+__all__ = ["Climb", "Work"]
+
+Arrays = dict[str, NDArray[Any]]
+Work = Callable[[], tuple[Any, Any]]  # returns boxes [B, A, 4] and scores [B, A, C]
+
+# How like the reference's a detection must be to be found again: (least IoU, largest difference of scores).
+_SAME = (0.99, 1e-3)
+_SIMILAR = (0.9, 0.05)  # in reduced precision
+
+
+class Climb:
+    """One input, one reference, and the rungs measured so far.
+
+    Args:
+        spec: the head.
+        feeds: inputs by name.
+        maps: raw maps that the reference decodes; kept as float32.
+        conf, iou: of the detections that are compared; `self.conf` is what was used.
+        threads: of the C++ core and engines.
+        tell: told which rung runs.
+    """
+
+    def __init__(
+        self, spec: HeadSpec, feeds: Arrays, maps: Arrays, *, conf: float, iou: float, threads: int | None,
+        tell: ProgressCallback,
+    ) -> None:  # fmt: skip
+        self.spec, self.feeds, self.tell, self.threads, self.iou = spec, feeds, tell, threads, iou
+        self.maps = {n: np.ascontiguousarray(maps[n], dtype=np.float32) for n in spec.input_names}
+        self.shapes = [tuple(self.maps[f"box_{i}"].shape[2:]) for i in range(spec.num_levels)]
+        self.decoded = reference.decode(self.maps, spec)
+        self.conf = threshold_for(self.decoded[1], conf)
+        self.rungs: list[Rung] = []
+
+    def reference(self, remark: str) -> None:
+        """Lists the reference itself."""
+        self.rungs.append(Rung("oracle (float64)", "reference", reason=remark))
+
+    def skip(self, name: str, reason: str) -> None:
+        """Lists a rung that cannot run here."""
+        self.rungs.append(Rung(name, "skipped", reason=" ".join(reason.split())))
+
+    def dense(self, name: str, tolerance: Tolerance, work: Work, remark: str = "") -> None:
+        """Runs `work` and compares every anchor, and the detections that follow from them."""
+        self.tell(f"rung: {name}", None)
+        try:
+            boxes, scores = work()
+        except BackendUnavailable as e:
+            self.skip(name, str(e))
+            return
+        against = self.decoded
+        stats, problem = measure(boxes, scores, against, self.spec, self.shapes, tolerance)
+        overlap, slack = _SAME if tolerance.gate is None else _SIMILAR
+        m = match((boxes, scores), against, conf=self.conf, iou=self.iou, overlap=overlap, slack=slack)
+        self._add(name, tolerance, stats, problem, (m.found, m.wanted), remark)
+
+    def core(self) -> None:
+        """Our C++ decode at each SIMD level, on float32 and float16 maps; and its detect, against the oracle's."""
+        from .. import postprocess
+
+        tolerance = TOLERANCES["decode", "fp32"]
+        levels = postprocess.simd_levels()
+        for level in levels:
+            self.dense(
+                f"C++ decode {level}",
+                tolerance,
+                lambda level=level: postprocess.decode(self.maps, self.spec, threads=self.threads, simd=level),  # type: ignore[misc]
+            )
+        for level in levels:
+            self._detect(f"C++ detect {level}", level)
+        with np.errstate(over="ignore"):
+            half = {n: x.astype(np.float16) for n, x in self.maps.items()}
+        name = f"C++ decode {levels[-1]}, fp16 maps"
+        self.tell(f"rung: {name}", None)
+        boxes, scores = postprocess.decode(half, self.spec, threads=self.threads)
+        stats, problem = measure(boxes, scores, reference.decode(half, self.spec), self.spec, self.shapes, tolerance)
+        self._add(name, tolerance, stats, problem, None, "against the oracle on the same fp16 maps")
+
+    def cuda(self) -> None:
+        """The CUDA kernels and the plugin: listed, with the reason why they don't run here."""
+        if importlib.util.find_spec("dhead_trt._cuda") is None:
+            reason = "the CUDA kernels are not compiled into this installation"
+        else:
+            from ..doctor import find_gpus
+
+            gpus, note = find_gpus()
+            reason = f"no GPU: {note}" if not gpus else "not part of this report yet; tests/gpu covers it"
+        self.skip("CUDA decode and detect", reason)
+        self.skip("TensorRT plugin", reason)
+
+    def engine(self, artifact: Artifact, name: str = "") -> None:
+        """An engine, with our decode behind it."""
+        from ..engine import Engine
+
+        name = name or f"{artifact.backend} {artifact.precision}"
+        self.tell(f"rung: {name}", None)
+        try:
+            engine = Engine(artifact.plan, output="decoded", threads=self.threads)
+        except BackendUnavailable as e:
+            self.skip(name, f"{artifact.plan.name}: {e}")
+            return
+        with engine:
+            tolerance = TOLERANCES["network", engine.precision]
+            feeds = {t.name: x.astype(t.dtype) for t, x in zip(engine.inputs, self.feeds.values(), strict=True)}
+
+            def work() -> tuple[Any, Any]:
+                found = engine.infer(feeds)
+                return found["boxes"], found["scores"]
+
+            self.dense(name, tolerance, work, "; ".join(engine.notes))
+
+    def openvino(self, graph: Any, precision: str, folder: Path) -> None:
+        """An OpenVINO engine built for the occasion from the raw graph."""
+        from ..build import build
+
+        name = f"openvino {precision}"
+        self.tell(f"rung: {name}", None)
+        batch = next(iter(self.feeds.values())).shape[0]
+        try:
+            plan = folder / f"parity-{precision}.xml"
+            artifact = build(graph, "openvino", output=plan, precision=precision, batch=batch, verify=False)
+        except BackendUnavailable as e:
+            self.skip(name, str(e))
+            return
+        self.engine(artifact, name)
+
+    def other_backends(self, seen: set[str]) -> None:
+        """Lists the backends of which there is no engine."""
+        from ..backends import available_backends
+
+        for name, state in available_backends().items():
+            if name not in seen:
+                self.skip(name, state.reason if not state.can_run else "no engine of it was given")
+
+    def _detect(self, name: str, level: str) -> None:
+        """Filtered detect against the oracle's on the same maps: the same set, in the same order."""
+        from .. import postprocess
+
+        self.tell(f"rung: {name}", None)
+        options = {"conf": self.conf, "iou": self.iou}
+        want = reference.detect(self.maps, self.spec, **options)  # type: ignore[arg-type]
+        got = postprocess.detect(self.maps, self.spec, threads=self.threads, simd=level, **options)  # type: ignore[arg-type]
+        rows = reference.OracleDetections(
+            got.num_dets, got.det_boxes.astype(np.float64), got.det_scores.astype(np.float64), got.det_classes,
+            want.dropped, want.anchors,
+        )  # fmt: skip
+        m = pair(rows, want, conf=self.conf, overlap=0.9, slack=1e-5)
+        tolerance = TOLERANCES["decode", "fp32"]
+        stats: tuple[Stats, ...] = (stats_of("boxes", None, m.box_errors), stats_of("scores", None, m.score_errors))
+        problems = []
+        if m.found != m.wanted or m.extra:
+            problems.append(f"{m.found} of {m.wanted} detections found again, {m.extra} others")
+        reach = max(1.0, float(np.abs(want.boxes).max(initial=0)) / 1024)
+        for s, limit in zip(stats, (tolerance.boxes * reach, tolerance.scores), strict=True):
+            if not s.max <= limit:
+                problems.append(f"largest error of {s.output} {s.max:.2e}, limit {limit:g}")
+        self._add(name, tolerance, stats, "; ".join(problems), (m.found, m.wanted), "")
+
+    def _add(
+        self, name: str, tolerance: Tolerance, stats: tuple[Stats, ...], problem: str, found: tuple[int, int] | None,
+        remark: str,
+    ) -> None:  # fmt: skip
+        status = "failed" if problem else "passed"
+        self.rungs.append(Rung(name, status, stats, tolerance, problem or remark, found))  # type: ignore[arg-type]
