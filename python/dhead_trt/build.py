@@ -22,7 +22,7 @@ from .backends.base import silent
 from .errors import ArtifactError, BackendUnavailable, BuildError, InputError
 from .files import atomic_files
 from .progress import ProgressCallback
-from .shapes import random_inputs, run_reference, set_shapes
+from .shapes import random_inputs, run_reference, set_shapes, size_range
 from .spec import HeadSpec
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def build(
     if why is not None:
         tell(f"choosing the backend: {chosen.name}", 1.0)
 
-    source = _source(model, spec, batch, image_size, example, verify, tell)
+    source = _source(model, spec, image_size, example, verify, tell)
     graph, head, report = source.model, source.spec, dict(source.report)
     if form != "native":
         from .surgery import Form, convert
@@ -183,7 +183,7 @@ class _Source:
 
 
 def _source(
-    model: Any, spec: HeadSpec | None, batch: Any, image_size: Any, example: Any, verify: bool, tell: ProgressCallback
+    model: Any, spec: HeadSpec | None, image_size: Any, example: Any, verify: bool, tell: ProgressCallback
 ) -> _Source:
     """Reads or exports the model."""
     torch = sys.modules.get("torch")
@@ -193,8 +193,15 @@ def _source(
         tell("export to ONNX", None)
         with tempfile.TemporaryDirectory(prefix="dhead-") as folder:
             path = Path(folder) / "model.onnx"
-            size = image_size if image_size is None or isinstance(image_size, int) else tuple(image_size)
-            exported = export_onnx(model, path, example=example, image_size=size, dynamic_batch=True, verify=verify)
+            sizes = size_range(image_size)
+            exported = export_onnx(
+                model,
+                path,
+                example=example,
+                image_size=None if sizes is None else sizes[1],
+                dynamic_size=sizes is not None and sizes[0] != sizes[2],
+                verify=verify,
+            )
             return _read(path, spec or exported.spec, {"export": _as_dict(exported.parity)})
     tell("reading the model", None)
     return _read(model, spec, {})

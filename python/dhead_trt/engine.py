@@ -86,18 +86,10 @@ class Engine:
             path.verify()
         else:
             self._artifact = Artifact.load(path)
-        form = self._artifact.form
-        if output not in ("raw", form) and form != "raw":
-            raise InputError(
-                f"A plan of form {form!r} cannot give this output",
-                received=f"output={output!r}",
-                expected=" or ".join(repr(o) for o in OUTPUTS if o in ("raw", form)),
-                fix="Build it in form 'raw' to have all outputs" if form == "native" else None,
-            )
         self._output, self._threads = output, threads
-        self._epilogue = form == "raw" and output != "raw"
-        if self._epilogue:
-            from . import postprocess  # the compiled core: named here if it is missing, not in the first call
+        self._route = _route(self._artifact, output)
+        if self._route != "copy":
+            from . import postprocess  # the compiled core: if it is missing, say so here and not in the first call
 
             self._postprocess = postprocess
         self._runner = get_backend(self._artifact.backend).load(self._artifact, device, threads=threads, **options)
@@ -130,9 +122,9 @@ class Engine:
     def outputs(self) -> tuple[TensorInfo, ...]:
         """What `infer` returns, in order; A is the number of anchors, K is max_det."""
         batch = self._artifact.inputs[0].shape[0]
-        if not self._epilogue:
+        if self._route == "copy":
             return self._artifact.outputs
-        if self._output == "decoded":
+        if self._route == "decode":
             sizes = [t.shape[2:] for t in self._artifact.outputs if t.name.startswith("cls_")]
             known = all(-1 not in s for s in sizes)
             anchors = sum(int(np.prod(s)) for s in sizes) if known else -1
@@ -212,29 +204,30 @@ class Engine:
         prepared = time.perf_counter()
         with self._runner.borrow(bound) as raw:
             ran = time.perf_counter()
-            if not self._epilogue:
+            if self._route == "copy":
                 result = _copy(raw, out)
-            elif self._output == "decoded":
+            elif self._route == "decode":
                 boxes, scores = self._postprocess.decode(
                     raw, self.spec, out=_pick(out, ("boxes", "scores")), threads=self._threads
                 )
                 result = {"boxes": boxes, "scores": scores}
             else:
-                fields = self._postprocess.DetectResult._fields
-                picked = _pick(out, fields)
-                found = self._postprocess.detect(
-                    raw,
-                    self.spec,
-                    conf=conf,
-                    iou=iou,
-                    max_candidates=max_candidates,
-                    max_det=max_det,
-                    classes=classes,
-                    class_agnostic=class_agnostic,
-                    multi_label=multi_label,
-                    out=None if picked is None else self._postprocess.DetectResult(*picked),
-                    threads=self._threads,
-                )
+                picked = _pick(out, self._postprocess.DetectResult._fields)
+                options: dict[str, Any] = {
+                    "conf": conf,
+                    "iou": iou,
+                    "max_candidates": max_candidates,
+                    "max_det": max_det,
+                    "classes": classes,
+                    "class_agnostic": class_agnostic,
+                    "multi_label": multi_label,
+                    "out": None if picked is None else self._postprocess.DetectResult(*picked),
+                    "threads": self._threads,
+                }
+                if self._route == "detect":
+                    found = self._postprocess.detect(raw, self.spec, **options)
+                else:
+                    found = self._postprocess.nms(raw["boxes"], raw["scores"], **options)
                 result = found._asdict()
         if self._profiles:
             self._record(started, prepared, ran, time.perf_counter())
@@ -318,6 +311,31 @@ class Engine:
         with self._lock:
             for profile in self._profiles:
                 profile.calls.append(dict(call))
+
+
+def _route(artifact: Artifact, output: str) -> str:
+    """How the plan's outputs become those asked for: "copy", "decode", "detect" or "nms".
+
+    Raises:
+        InputError: there is no way.
+    """
+    form = artifact.form
+    if form == "native" and [t.name for t in artifact.outputs] == ["boxes", "scores"] and artifact.spec is not None:
+        form = "decoded"  # what the heads of dhead_trt give when they are exported as they are
+    routes = {
+        "raw": {"raw": "copy", "decoded": "decode", "detections": "detect"},
+        "decoded": {"raw": "copy", "decoded": "copy", "detections": "nms"},
+        "detections": {"raw": "copy", "detections": "copy"},
+        "native": {"raw": "copy"},
+    }[form]
+    if output not in routes:
+        raise InputError(
+            f"A plan of form {form!r} cannot give this output",
+            received=f"output={output!r}",
+            expected=" or ".join(repr(o) for o in routes),
+            fix="Build it in form 'raw' to have all outputs",
+        )
+    return routes[output]
 
 
 def _array(tensor: TensorInfo, value: Any) -> NDArray[Any]:
