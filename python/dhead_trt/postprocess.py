@@ -60,8 +60,8 @@ def decode(
     """Decodes every anchor.
 
     Args:
-        maps: raw maps by name (`spec.input_names`), each [B, channels, Hi, Wi], C-contiguous, all float32 or all float16.
-            Other entries are ignored.
+        maps: raw maps by name (`spec.input_names`), each [B, channels, Hi, Wi], C-contiguous, all float32 or all
+            float16. Other entries are ignored.
         spec: what the maps are.
         out: (boxes, scores) to write to; then nothing is allocated.
         threads: at most so many, the calling one included; None for one per processor.
@@ -104,8 +104,8 @@ def detect(
     """Finds the detections: threshold on the logit, decode of the survivors only, then deterministic greedy NMS.
 
     Args:
-        maps: raw maps by name (`spec.input_names`), each [B, channels, Hi, Wi], C-contiguous, all float32 or all float16.
-            Other entries are ignored.
+        maps: raw maps by name (`spec.input_names`), each [B, channels, Hi, Wi], C-contiguous, all float32 or all
+            float16. Other entries are ignored.
         spec: what the maps are.
         conf: keep where the score is greater, 0 to 1.
         iou: suppress where the IoU with a better box is greater, at least 0.
@@ -271,7 +271,10 @@ def _checked_maps(maps: Mapping[str, Array], spec: HeadSpec) -> _Maps:
 def _check_array(name: str, array: object, dtypes: Sequence[type[np.generic]]) -> None:
     if not isinstance(array, np.ndarray):
         raise InputError(
-            f"{name} is not a numpy array", received=type(array).__name__, expected="numpy.ndarray", fix="Use np.asarray"
+            f"{name} is not a numpy array",
+            received=type(array).__name__,
+            expected="numpy.ndarray",
+            fix="Use np.asarray",
         )
     if array.dtype not in dtypes or not array.dtype.isnative:
         expected = " or ".join(np.dtype(d).name for d in dtypes)
@@ -310,7 +313,7 @@ def _checked_out(
             end, owner = last, i
         elif i < len(out):
             owner = i
-    return tuple(out)  # type: ignore[arg-type]
+    return tuple(out)
 
 
 def _span(array: Array) -> tuple[int, int]:
