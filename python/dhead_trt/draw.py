@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .errors import BackendUnavailable, InputError
 from .files import atomic_path
@@ -21,6 +22,7 @@ __all__ = ["class_colour", "draw"]
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
+Boxes = npt.NDArray[np.float64]
 
 
 def class_colour(class_id: int) -> Colour:
@@ -74,8 +76,8 @@ def draw(
         )
     canvas = pillow.fromarray(np.ascontiguousarray(pixels))
     scale = (height * width) ** 0.5
-    line = max(1, round(scale / 500)) if line_width is None else max(1, line_width)
-    size = max(9.0, min(scale / 70, 64.0)) if font_size is None else max(1.0, font_size)
+    line = max(1, round(scale / 600)) if line_width is None else max(1, line_width)
+    size = max(9.0, min(scale / 85, 64.0)) if font_size is None else max(1.0, font_size)
     font = ImageFont.load_default(size=size)
     rows = list(detections)[::-1]  # ascending confidence
     if fill > 0 and rows:
@@ -87,13 +89,14 @@ def draw(
     pen = ImageDraw.Draw(canvas)
     for row in rows:
         pen.rectangle(_pixels(row.xyxy), outline=class_colour(row.class_id), width=line)
-    taken: list[Box] = []
-    for row in rows[::-1] if labels else ():
+    boxes = detections.xyxy.astype(np.float64)
+    taken = np.zeros((0, 4))
+    for index, row in enumerate(detections) if labels else ():
         text = f"{row.name} {row.confidence:.2f}" if confidence else row.name
         left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
         pad = max(1, round(size / 6))
-        box = _place(row.xyxy, (right - left + 2 * pad, bottom - top + 2 * pad), (width, height), taken)
-        taken.append(box)
+        box = _place(index, (right - left + 2 * pad, bottom - top + 2 * pad), (width, height), boxes, taken)
+        taken = np.concatenate([taken, [box]])
         colour = class_colour(row.class_id)
         pen.rectangle(_pixels(box), fill=colour)
         red, green, blue = colour
@@ -104,20 +107,27 @@ def draw(
     return canvas
 
 
-def _place(target: Box, size: tuple[float, float], image: tuple[int, int], taken: list[Box]) -> Box:
-    """Where a label goes: the first of above, inside, below, left and right aligned, that is free and on the image."""
-    (x1, y1, x2, y2), (w, h), (width, height) = target, size, image
-    places = [(x, y) for y in (y1 - h, y1, y2, y2 - h) for x in (x1, x2 - w)]
-    boxes = []
-    for x, y in places:
-        x, y = min(max(x, 0.0), max(width - w, 0.0)), min(max(y, 0.0), max(height - h, 0.0))
-        boxes.append((x, y, x + w, y + h))
-    free = (b for b in boxes if all(_overlap(b, t) == 0 for t in taken))
-    return next(free, None) or min(boxes, key=lambda b: sum(_overlap(b, t) for t in taken))
+def _place(row: int, size: tuple[float, float], image: tuple[int, int], boxes: Boxes, labels: Boxes) -> Box:
+    """Where the label of a box goes: at its outside corners if that hides nothing, else where it hides least.
+
+    Hiding another label is worst, another box next; hiding the box itself is better than either.
+    """
+    (x1, y1, x2, y2), (w, h), (width, height) = boxes[row], size, image
+    corners = [(x1, y1 - h), (x2 - w, y1 - h), (x2, y1), (x1 - w, y1), (x1, y2), (x2 - w, y2), (x2 - w, y1), (x1, y1)]
+    places = np.array(corners, dtype=np.float64)
+    places = np.clip(places, 0, np.maximum(0, [width - w, height - h]))
+    places = np.hstack([places, np.add(places, [w, h])])
+    others = np.delete(boxes, row, axis=0)
+    hidden = 8 * _overlap(places, labels) + 2 * _overlap(places, others) + _overlap(places, boxes[row : row + 1])
+    best = places[int(np.argmin(hidden))].tolist()  # the first of equals
+    return best[0], best[1], best[2], best[3]
 
 
-def _overlap(a: Box, b: Box) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+def _overlap(a: Boxes, b: Boxes) -> Boxes:
+    """Area of each of a [N, 4] that the boxes b [M, 4] cover, summed over b: [N]."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    area: Boxes = np.maximum(0, high - low).prod(axis=2).sum(axis=1)
+    return area
 
 
 def _pixels(box: Box) -> Box:

@@ -159,7 +159,8 @@ def _geometry(
             received=f"image {tuple(source)}, canvas {tuple(size)}, stride {stride}",
             expected=f"(height, width) of 1 to {MAX_SIDE} pixels each",
         )
-    return _core.letterbox_geometry(*(int(n) for n in (*source, *size)), bool(scaleup), bool(rect), int(stride))
+    (h, w), (height, width) = source, size
+    return _core.letterbox_geometry(int(h), int(w), int(height), int(width), bool(scaleup), bool(rect), int(stride))
 
 
 def _describe(g: _core.LetterboxGeometry) -> Letterbox:
