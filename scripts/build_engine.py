@@ -2,11 +2,11 @@
 """Build engines from a head or an ONNX graph, and prove that they compute what it computes.
 
     python scripts/build_engine.py --fp16
-    python scripts/build_engine.py --fp16 --model yolov8n.onnx --backend tensorrt_rtx --batch 1,4,16 --output out/yolov8n
+    python scripts/build_engine.py --fp16 --model yolov8n.onnx --backend tensorrt_rtx --batch 1,4,16 --output out/n
 
-Without --model the reference head (YOLOv8DecoupledHead: channels 256, 512, 1024, 80 classes, 17 bins, random weights) is
-exported, converted and built for every backend that can build on this machine; then the parity ladder is printed. The
-same as `dhead-trt export`, `dhead-trt build` and `dhead-trt parity`, one after the other.
+Without --model the reference head (YOLOv8DecoupledHead: channels 256, 512, 1024, 80 classes, 17 bins, random weights)
+is exported, converted and built for every backend that can build on this machine; then the parity ladder is printed.
+The same as `dhead-trt export`, `dhead-trt build` and `dhead-trt parity`, one after the other.
 
 Exit status: 0, built and within tolerance; 1, built, but something is off; 2, not built.
 """

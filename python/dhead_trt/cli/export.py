@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..progress import Progress
 from ..tables import facts, size
-from .common import FORMS, add_head_options, add_model, emit_json, image_size, need_output, resolve
+from .common import FORMS, Form, add_head_options, add_model, emit_json, image_size, need_output, resolve
 
 DESCRIPTION = """\
 Write the ONNX graph of a PyTorch head, or convert an ONNX graph to another form.

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="an ONNX file, module:attribute of a torch head, 'decoupled', 'stable', 'coupled'; or an engine, with --against",
+        help="an ONNX file, module:attribute of a torch head, or our 'decoupled' …; an engine, with --against",
     )
     add = parser.add_argument
     add("--against", metavar="MODEL", help="the original, where MODEL is an engine")
