@@ -19,7 +19,7 @@ __all__ = ["SCHEMA", "Artifact", "FileRecord", "TensorInfo"]
 SCHEMA = 1
 FORMS = ("native", "raw", "decoded", "detections")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
+DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
 _REBUILD = "Build the engine again (dhead-trt build)"
 _SHA = re.compile(r"[0-9a-f]{64}")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,9 +207,8 @@ class Engine:
             if self._route == "copy":
                 result = _copy(raw, out)
             elif self._route == "decode":
-                boxes, scores = self._postprocess.decode(
-                    raw, self.spec, out=_pick(out, ("boxes", "scores")), threads=self._threads
-                )
+                pair = cast("tuple[Any, Any] | None", _pick(out, ("boxes", "scores")))
+                boxes, scores = self._postprocess.decode(raw, self.spec, out=pair, threads=self._threads)
                 result = {"boxes": boxes, "scores": scores}
             else:
                 picked = _pick(out, self._postprocess.DetectResult._fields)

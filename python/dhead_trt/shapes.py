@@ -32,13 +32,14 @@ def batch_range(batch: int | Sequence[int]) -> Range:
     Raises:
         InputError: not 1 <= min <= opt <= max.
     """
-    values = (batch,) * 3 if hasattr(batch, "__index__") else tuple(batch)
-    ok = len(values) == 3 and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    if not ok or not 1 <= values[0] <= values[1] <= values[2]:
+    values: tuple[int, ...] = ()
+    with suppress(TypeError):
+        values = _size(batch) if isinstance(batch, Sequence) else (index(batch),) * 3
+    if len(values) != 3 or not 1 <= values[0] <= values[1] <= values[2]:
         raise InputError(
             "The batch is not a size or a range", received=batch, expected="n, or (min, opt, max) rising from 1"
         )
-    return cast(Range, values)
+    return values
 
 
 def size_range(image_size: Any) -> tuple[Size, Size, Size] | None:

@@ -28,7 +28,7 @@ _log = logging.getLogger("dhead_trt")
 _INSTALL = 'pip install "dhead-trt[cpu]"'
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 _NEEDS = {"fp16": ("FP16", "f16 arithmetic (AVX512-FP16)"), "bf16": ("BF16", "bf16 arithmetic (AVX512-BF16 or AMX)")}
-_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32", "u8": "uint8"}
+_DTYPES = {"f32": "float32", "f16": "float16", "i64": "int64", "i32": "int32", "u8": "uint8"}
 _MAX_REQUESTS = 8  # beyond this, threads wait: more requests would only take memory
 
 
