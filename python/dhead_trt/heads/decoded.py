@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,61 +12,94 @@ from ..errors import InputError
 from ..spec import DistanceUnit, HeadSpec
 from .base import Head, RawModel
 
-__all__ = ["DecodedHead", "WholeModel", "anchor_boxes", "anchor_grid", "by_anchor", "decode_maps", "expected_distances"]
+__all__ = [
+    "DecodedHead",
+    "LevelGrid",
+    "WholeModel",
+    "anchor_boxes",
+    "anchor_centers",
+    "by_anchor",
+    "decode_maps",
+    "expected_distances",
+]
 
 
-def expected_distances(box: Tensor, bins: int, project: Tensor | None = None) -> Tensor:
+class LevelGrid(NamedTuple):
+    """The anchors of a level whose size is fixed.
+
+    Attributes:
+        centers: [2, H, W], x and y in pixels of the network input.
+        height, width: cells.
+    """
+
+    centers: Tensor
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, height: int, width: int, stride: int, device: torch.device | None = None) -> LevelGrid:
+        """The grid of a level of `height` × `width` cells."""
+        return cls(anchor_centers(height, width, stride, device), height, width)
+
+
+def expected_distances(
+    box: Tensor, bins: int, project: Tensor | None = None, grid: LevelGrid | None = None
+) -> Tensor:
     """Box logits [B, 4·bins, H, W] → Σ_j j·softmax(z)_j, [B, 4, H, W], float32; one bin is the distance itself."""
     if bins == 1:
         return box.float()
     if project is None:
         project = torch.arange(bins, device=box.device)
-    batch, _, height, width = box.shape
-    probability = box.float().reshape(batch, 4, bins, height, width).softmax(dim=2)
+    sides = (-1, grid.height, grid.width) if grid else (box.shape[0], *box.shape[2:])
+    probability = box.float().reshape(sides[0], 4, bins, *sides[1:]).softmax(dim=2)
     return (probability * project.float().reshape(1, 1, bins, 1, 1)).sum(dim=2)
 
 
-def anchor_grid(height: int, width: int, stride: int, device: torch.device | None = None) -> Tensor:
+def anchor_centers(height: int, width: int, stride: int, device: torch.device | None = None) -> Tensor:
     """Centres of a level's anchors, [2, H, W]: x, y in pixels of the network input."""
     x = (torch.arange(width, device=device).float() + 0.5) * stride
     y = (torch.arange(height, device=device).float() + 0.5) * stride
     return torch.stack((x.unsqueeze(0).expand(height, width), y.unsqueeze(1).expand(height, width)))
 
 
-def anchor_boxes(distances: Tensor, stride: int, unit: DistanceUnit, grid: Tensor | None = None) -> Tensor:
+def anchor_boxes(distances: Tensor, stride: int, unit: DistanceUnit, grid: LevelGrid | None = None) -> Tensor:
     """Distances [B, 4, H, W] of one level → boxes [B, H·W, 4], xyxy in pixels of the network input.
 
     Without a `grid` the anchors come from the map's own size at run time.
     """
     if grid is None:
-        grid = anchor_grid(distances.shape[2], distances.shape[3], stride, distances.device)
+        centers = anchor_centers(distances.shape[2], distances.shape[3], stride, distances.device)
+    else:
+        centers = grid.centers
     sides = distances * stride if unit == "stride" else distances
-    return by_anchor(torch.cat((grid - sides[:, :2], grid + sides[:, 2:]), dim=1))
+    return by_anchor(torch.cat((centers - sides[:, :2], centers + sides[:, 2:]), dim=1), 4, grid)
 
 
-def by_anchor(x: Tensor) -> Tensor:
+def by_anchor(x: Tensor, channels: int, grid: LevelGrid | None = None) -> Tensor:
     """[B, C, H, W] → [B, H·W, C]."""
-    return x.flatten(2).transpose(1, 2)
+    flat = x.reshape(-1, channels, grid.height * grid.width) if grid else x.flatten(2)
+    return flat.transpose(1, 2)
 
 
 def decode_maps(
-    maps: Mapping[str, Tensor], spec: HeadSpec, grids: Sequence[Tensor] | None = None
+    maps: Mapping[str, Tensor], spec: HeadSpec, grids: Sequence[LevelGrid] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Raw maps → boxes [B, A, 4] and scores [B, A, C], both float32, whatever the maps are.
 
     Args:
         maps: box_i, cls_i, and obj_i where the head has objectness.
         spec: what they are.
-        grids: `anchor_grid` of each level, where the sizes are fixed.
+        grids: those of the levels, where the sizes are fixed: an exported graph then holds them as constants.
     """
     boxes, scores = [], []
     for i, stride in enumerate(spec.strides):
-        distances = expected_distances(maps[f"box_{i}"], spec.bins)
-        boxes.append(anchor_boxes(distances, stride, spec.distance_unit, grids[i] if grids else None))
+        grid = grids[i] if grids else None
+        distances = expected_distances(maps[f"box_{i}"], spec.bins, grid=grid)
+        boxes.append(anchor_boxes(distances, stride, spec.distance_unit, grid))
         score = maps[f"cls_{i}"].float().sigmoid()
         if spec.objectness:
             score = score * maps[f"obj_{i}"].float().sigmoid()
-        scores.append(by_anchor(score))
+        scores.append(by_anchor(score, spec.num_classes, grid))
     return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
 
 

@@ -103,7 +103,7 @@ class YOLOv8DecoupledHead(Head):
         if unit not in ("stride", "pixel"):
             raise InputError("distance_unit is not known", received=repr(unit), expected="'stride' or 'pixel'")
         boxes = [anchor_boxes(d, s, unit) for d, s in zip(reg_outputs, self.spec.strides, strict=True)]
-        scores = [by_anchor(c.float().sigmoid()) for c in cls_outputs]
+        scores = [by_anchor(c.float().sigmoid(), self.num_classes) for c in cls_outputs]
         return boxes, scores
 
 
