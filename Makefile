@@ -26,7 +26,7 @@ override VENV := $(abspath $(VENV))
 STAMPS := $(VENV)/.stamps
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-QUIET := $(if $(V),,-q)
+QUIET := $(if $(V),,-qq)
 # The environment's tools come first; nothing of the machine's Python configuration leaks in.
 export PATH := $(VENV)/bin:$(PATH)
 export PYTHONNOUSERSITE := 1

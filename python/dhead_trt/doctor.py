@@ -122,20 +122,19 @@ def render(report: Report) -> str:
         ),
         "",
         "Backends",
-        _indent(
-            table(
-                ["backend", "builds here", "runs here", "because"],
-                [[b.name, _yes(b.can_build), _yes(b.can_run), b.reason] for b in report.backends],
-                wrap=True,
-            )
+        table(
+            ["backend", "builds here", "runs here", "because"],
+            [[b.name, _yes(b.can_build), _yes(b.can_run), b.reason] for b in report.backends],
+            wrap=True,
+            indent="  ",
         ),
         "",
         "Optional packages",
-        _indent(
-            table(
-                ["package", "version", "for"],
-                [[p.name, _state(p), p.adds] for p in report.packages],
-            )
+        table(
+            ["package", "version", "for"],
+            [[p.name, _state(p), p.adds] for p in report.packages],
+            wrap=True,
+            indent="  ",
         ),
     ]
     missing = [p for p in report.packages if p.version is None or p.problem]
@@ -158,10 +157,6 @@ def _state(p: Package) -> str:
     if p.problem:
         return f"{p.version or '?'} (broken: {p.problem})"
     return p.version or "not installed"
-
-
-def _indent(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.split("\n"))
 
 
 def _look(p: Package) -> Package:

@@ -20,8 +20,9 @@ def size(num_bytes: float) -> str:
 
 
 def table(
-    headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = (), wrap: bool = False
-) -> str:
+    headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = (), wrap: bool = False,
+    indent: str = "",
+) -> str:  # fmt: skip
     """A table of text with a rule under its headers, every column as wide as its widest cell.
 
     Args:
@@ -29,6 +30,7 @@ def table(
         rows: one sequence of cells for each row; a cell is shown with `str`.
         right: numbers of the columns that are aligned to the right (figures).
         wrap: break the last column's text into lines, so that the table fits the terminal (or 120 columns).
+        indent: before every line.
 
     Raises:
         ValueError: a row has another number of cells than there are headers.
@@ -38,7 +40,7 @@ def table(
         if len(row) != len(headers):
             raise ValueError(f"a row has {len(row)} cells, the table has {len(headers)} columns: {row}")
     if wrap and headers:
-        cells = _wrapped(headers, cells)
+        cells = _wrapped(headers, cells, _columns() - len(indent))
     widths = [max(map(_width, column)) for column in zip(headers, *cells)]  # noqa: B905 - lengths are checked above
 
     def line(row: Sequence[str]) -> str:
@@ -46,9 +48,9 @@ def table(
             " " * (w - _width(c)) + c if i in right else c + " " * (w - _width(c))
             for i, (c, w) in enumerate(zip(row, widths))  # noqa: B905
         )
-        return "  ".join(padded).rstrip()
+        return indent + "  ".join(padded).rstrip()
 
-    return "\n".join([line(list(headers)), "  ".join("-" * w for w in widths), *map(line, cells)])
+    return "\n".join([line(list(headers)), indent + "  ".join("-" * w for w in widths), *map(line, cells)])
 
 
 def facts(items: Mapping[str, object] | Sequence[tuple[str, object]], *, indent: str = "", wrap: bool = False) -> str:
@@ -72,12 +74,12 @@ def facts(items: Mapping[str, object] | Sequence[tuple[str, object]], *, indent:
     return "\n".join(lines)
 
 
-def _wrapped(headers: Sequence[str], cells: list[list[str]]) -> list[list[str]]:
+def _wrapped(headers: Sequence[str], cells: list[list[str]], width: int) -> list[list[str]]:
     """The rows, with more lines where the last cell is too long for what the other columns leave."""
     others = sum(max(_width(c) for c in column) + 2 for column in list(zip(headers, *cells))[:-1])  # noqa: B905
     rows = []
     for row in cells:
-        first, *rest = _lines(row[-1], _columns() - others)
+        first, *rest = _lines(row[-1], width - others)
         rows += [[*row[:-1], first], *([""] * (len(row) - 1) + [line] for line in rest)]
     return rows
 
