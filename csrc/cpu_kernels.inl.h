@@ -82,7 +82,8 @@ void distances_row(const T* in, size_t area, int bins, int count, float* out) {
     const int n = kBins != 0 ? kBins : bins;
     int i = 0;
     for (; i + kLanes <= count; i += kLanes) {
-        store(out + i, dfl_expectation<F>(n, [&](int j) { return load(in + static_cast<size_t>(j) * area + i); }));
+        store(out + i,
+              dfl_expectation<F, kBins>(n, [&](int j) { return load(in + static_cast<size_t>(j) * area + i); }));
     }
     if (i < count) {
         store(out + i, dfl_expectation<F>(
@@ -157,7 +158,7 @@ DHEAD_HD void score_tile(const T* cls, size_t area, int classes, int n, const fl
     F rows[kTile];
     const F weight = kObj ? load(obj) : F(1.F);
     if (kFull && classes == kTile) {
-#pragma GCC unroll 16
+        DHEAD_UNROLL(16)
         for (int k = 0; k < kTile; ++k) {
             rows[k] = sigmoid(load(cls + static_cast<size_t>(k) * area));
             if (kObj) rows[k] = mul(rows[k], weight);
@@ -248,7 +249,7 @@ void max_over_classes(const BlockView<T>& v, int num_classes, float* top) {
         int i = 0;
         for (; i + kLanes <= v.count; i += kLanes) {
             F m = load(top + i);
-#pragma GCC unroll 8
+            DHEAD_UNROLL(8)
             for (int k = 0; k < kRows; ++k) m = max_of(load(p + static_cast<size_t>(k) * v.area + i), m);
             store(top + i, m);
         }

@@ -19,6 +19,13 @@
 #define DHEAD_HD __attribute__((always_inline)) inline
 #endif
 
+#if defined(__CUDACC__)
+#define DHEAD_UNROLL(n) _Pragma("unroll")
+#else
+#define DHEAD_PRAGMA(text) _Pragma(#text)
+#define DHEAD_UNROLL(n) DHEAD_PRAGMA(GCC unroll n)
+#endif
+
 #ifndef DHEAD_ISA
 #define DHEAD_ISA portable
 #endif
@@ -71,57 +78,71 @@ DHEAD_HD float exponent_from_low_bits(float x) { return bits_float(float_bits(x)
 // exp and what is made of it.
 
 constexpr float kLog2E = 1.44269504088896341F;
-constexpr float kLn2Hi = 0.693359375F;           // few bits: n * kLn2Hi is exact
-constexpr float kLn2Lo = -2.12194440e-4F;        // ln 2 - kLn2Hi
 constexpr float kExpMagic = 12582912.F + 127.F;  // 1.5 * 2^23 + bias: adding it rounds to an integer and biases it
-constexpr float kExpLow = -88.F;                 // its 2^n is 0: exp gives exactly 0 from here down
-constexpr float kExpHigh = 88.8F;                // its 2^n is inf: exp gives inf from here up (and above 88.38)
-constexpr float kExpC2 = 0.499992311F;           // minimax of relative error 1.05e-7 on ±ln2/2, with C0 = C1 = 1
-constexpr float kExpC3 = 0.166671157F;
-constexpr float kExpC4 = 0.0418903306F;
-constexpr float kExpC5 = 0.0083125010F;
+constexpr float kExpLow = -127.F;                // its power of two is 0
+constexpr float kExpHigh = 128.F;                // its power of two is inf
+constexpr float kExpC1 = 0.693147004F;           // minimax of relative error 9.4e-8 on ±1/2, with C0 = 1
+constexpr float kExpC2 = 0.240222469F;
+constexpr float kExpC3 = 0.0555071086F;
+constexpr float kExpC4 = 0.00967129227F;
+constexpr float kExpC5 = 0.00132695353F;
 
-// exp(x) for x <= 88.8 or NaN; within 2 ulp where the result is a normal number, 0 from -88 down (also for -inf).
+// 2^y for y <= 128 or NaN: within 2 ulp where the result is a normal number, exactly 0 below -126.5, inf above 127.5.
 template <class V>
-DHEAD_HD V exp_bounded(V x) {
-    x = max_of(V(kExpLow), x);  // NaN stays
-    const V t = add(mul(x, V(kLog2E)), V(kExpMagic));
-    const V n = sub(t, V(kExpMagic));
-    const V r = sub(sub(x, mul(n, V(kLn2Hi))), mul(n, V(kLn2Lo)));
-    V q = add(mul(V(kExpC5), r), V(kExpC4));
-    q = add(mul(q, r), V(kExpC3));
-    q = add(mul(q, r), V(kExpC2));
-    const V p = add(add(mul(q, mul(r, r)), r), V(1.F));
+DHEAD_HD V exp2_bounded(V y) {
+    y = max_of(V(kExpLow), y);  // NaN stays
+    const V t = add(y, V(kExpMagic));
+    const V f = sub(y, sub(t, V(kExpMagic)));
+    V p = add(mul(V(kExpC5), f), V(kExpC4));
+    p = add(mul(p, f), V(kExpC3));
+    p = add(mul(p, f), V(kExpC2));
+    p = add(mul(p, f), V(kExpC1));
+    p = add(mul(p, f), V(1.F));
     return mul(p, exponent_from_low_bits(t));
 }
 
-// exp(x) for any x; inf above 88.38.
+// exp(x) for x <= 0 or NaN. The relative error grows with |x|, by 6e-8 |x|: what it adds to a sum that holds an exp(0)
+// is at most 3e-8.
 template <class V>
-DHEAD_HD V exp_of(V x) {
-    return exp_bounded(min_of(V(kExpHigh), x));
+DHEAD_HD V exp_not_positive(V x) {
+    return exp2_bounded(mul(x, V(kLog2E)));
 }
 
-// 1 / (1 + exp(-z)): relative error of a few ulp at both ends; exactly 0 for -inf, 1 for inf, NaN for NaN.
+// 1 / (1 + exp(-z)): within 1e-7; exactly 0 for -inf (and below -88.4), 1 for inf, NaN for NaN.
 template <class V>
 DHEAD_HD V sigmoid(V z) {
-    return div(V(1.F), add(V(1.F), exp_of(sub(V(0.F), z))));
+    return div(V(1.F), add(V(1.F), exp2_bounded(min_of(V(kExpHigh), mul(z, V(-kLog2E))))));
 }
 
-// The expected bin of softmax(z_0 .. z_{bins-1}), or z_0 itself where bins is 1. `load(j)` gives z_j as a V; it is
-// called twice per bin. Any NaN (or inf) among them gives NaN.
-template <class V, class Load>
+// The expected bin of softmax(z_0 .. z_{bins-1}), or z_0 itself where bins is 1; sums run in order of bins. `load(j)`
+// gives z_j as a V; it is called twice per bin. Any NaN (or inf) among them gives NaN. kBins: `bins`, where that is
+// known to the compiler, or 0.
+template <class V, int kBins = 0, class Load>
 DHEAD_HD V dfl_expectation(int bins, Load load) {
     if (bins == 1) return load(0);
     V top = load(0);
-    for (int j = 1; j < bins; ++j) top = max_of(top, load(j));
-    V total = exp_bounded(sub(load(0), top));
-    V weighted = V(0.F);
     V weight = V(1.F);
-    for (int j = 1; j < bins; ++j) {
-        const V e = exp_bounded(sub(load(j), top));
-        total = add(total, e);
-        weighted = add(weighted, mul(weight, e));
-        weight = add(weight, V(1.F));
+    V weighted = V(0.F);
+    V total;
+    if constexpr (kBins > 0) {
+        DHEAD_UNROLL(64)
+        for (int j = 1; j < kBins; ++j) top = max_of(top, load(j));
+        total = exp_not_positive(sub(load(0), top));
+        DHEAD_UNROLL(64)
+        for (int j = 1; j < kBins; ++j) {
+            const V e = exp_not_positive(sub(load(j), top));
+            total = add(total, e);
+            weighted = add(weighted, mul(V(static_cast<float>(j)), e));
+        }
+    } else {
+        for (int j = 1; j < bins; ++j) top = max_of(top, load(j));
+        total = exp_not_positive(sub(load(0), top));
+        for (int j = 1; j < bins; ++j) {
+            const V e = exp_not_positive(sub(load(j), top));
+            total = add(total, e);
+            weighted = add(weighted, mul(weight, e));
+            weight = add(weight, V(1.F));
+        }
     }
     // A NaN in z_0 reaches `total`; one elsewhere reaches both.
     return div(weighted, total);
