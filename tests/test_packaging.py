@@ -41,8 +41,10 @@ def run(*command: object, cwd: Path | None = None, check: bool = True) -> subpro
 
 
 def interpreter(version: str) -> str | None:
-    """A Python of that version that can make environments, or None."""
-    for name in (sys.executable,) if version == THIS else (f"python{version}",):
+    """A Python of that version that can make environments (this one, on PATH, or pyenv's), or None."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser() / "versions"
+    names = [f"python{version}", *(str(p) for p in sorted(pyenv.glob(f"{version}.*/bin/python{version}")))]
+    for name in [sys.executable] if version == THIS else names:
         probe = "import sys, venv, ensurepip; print('{}.{}'.format(*sys.version_info[:2]))"
         if shutil.which(name) is not None:
             done = run(name, "-c", probe, check=False)

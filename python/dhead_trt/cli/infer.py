@@ -108,7 +108,7 @@ def _on_pictures(args: argparse.Namespace, paths: list[Path], progress: Progress
                 iou=args.iou,
                 max_det=args.max_det,
                 classes=_classes(args.classes),
-                class_agnostic=args.agnostic,
+                agnostic=args.agnostic,
             )
             if args.out is not None and not args.no_draw:
                 args.out.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,7 @@ def _engine(path: Path, *, verify: bool) -> tuple[dict[str, Any], str]:
     from ..artifact import Artifact
 
     artifact = Artifact.load(path, verify=verify)
+    capabilities = ", ".join(artifact.compute_capabilities)
     checked = "checksums match" if verify else "checksums not looked at"
     parts = [
         facts(
@@ -79,8 +80,8 @@ def _engine(path: Path, *, verify: bool) -> tuple[dict[str, Any], str]:
                 ("backend", f"{artifact.backend} {artifact.backend_version}"),
                 ("precision", artifact.precision),
                 ("form", artifact.form),
-                ("runs on", ", ".join(f"compute capability {c}" for c in artifact.compute_capabilities) or "any"),
-                ("built on", artifact.gpu or "a machine without a GPU"),
+                *([("built for", f"compute capability {capabilities}")] if capabilities else []),
+                *([("built on", artifact.gpu)] if artifact.gpu else []),
                 ("built by", f"dhead_trt {artifact.dhead_trt}"),
                 ("built from", f"ONNX with sha256 {artifact.source_sha256[:16]}…"),
                 *(_head(artifact.spec) if artifact.spec is not None else []),
