@@ -59,27 +59,30 @@ def numpy_dense(maps: dict[str, np.ndarray], spec: HeadSpec) -> tuple[np.ndarray
 
 
 class TorchDecode(torch.nn.Module):
-    """The usual PyTorch decode: concatenate the levels, softmax and expectation, anchors made once beforehand."""
+    """PyTorch eager, written well: level by level (several times faster on large batches than the usual concatenation
+    of all raw maps first, which makes temporaries of their size), anchors made once beforehand."""
 
     def __init__(self, spec: HeadSpec, image: int) -> None:
         super().__init__()
-        self.bins = spec.bins
-        centres, strides = [], []
+        self.bins, self.strides = spec.bins, spec.strides
+        self.project = torch.arange(spec.bins, dtype=torch.float32)
+        centres = []
         for stride, (h, w) in zip(spec.strides, spec.level_shapes((image, image)), strict=True):
             y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
             centres.append(torch.stack([x.flatten(), y.flatten()]) * stride)
-            strides.append(torch.full((1, h * w), float(stride)))
-        self.register_buffer("centres", torch.cat(centres, 1))  # [2, A]
-        self.register_buffer("strides", torch.cat(strides, 1))  # [1, A]
-        self.register_buffer("project", torch.arange(spec.bins, dtype=torch.float32))
+        self.centres = torch.cat(centres, 1)  # [2, A]
 
     def forward(self, boxes: list[torch.Tensor], classes: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        box = torch.cat([x.flatten(2) for x in boxes], 2)
-        b, _, a = box.shape
-        prob = box.view(b, 4, self.bins, a).softmax(2)
-        d = torch.einsum("bkja,j->bka", prob, self.project) * self.strides
+        batch = len(boxes[0])
+        d = torch.cat(
+            [
+                torch.matmul(self.project, x.view(batch, 4, self.bins, -1).softmax(2)) * stride
+                for x, stride in zip(boxes, self.strides, strict=True)
+            ],
+            2,
+        )
         xyxy = torch.cat([self.centres - d[:, :2], self.centres + d[:, 2:]], 1)
-        return xyxy, torch.cat([x.flatten(2) for x in classes], 2).sigmoid()
+        return xyxy, torch.cat([x.flatten(2).sigmoid() for x in classes], 2)
 
 
 def torch_nms(boxes: torch.Tensor, scores: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
@@ -127,11 +130,19 @@ def runs_for(
         "threads": threads,
         "out": detect_out,
     }
-    head = ([maps[f"box_{i}"] for i in levels], [maps[f"cls_{i}"] for i in levels], [], list(spec.strides), spec.bins)
+    head = (
+        [maps[f"box_{i}"] for i in levels],
+        [maps[f"cls_{i}"] for i in levels],
+        [],
+        list(spec.strides),
+        spec.num_classes,
+        spec.bins,
+    )
     runs: dict[str, Callable[[], Any]] = {
         "numpy dense": lambda: numpy_dense(maps, spec),
         "torch dense": lambda: model(boxes, classes),
         "ours dense": lambda: postprocess.decode(maps, spec, out=dense_out, threads=threads),
+        "ours dense, new arrays": lambda: postprocess.decode(maps, spec, threads=threads),
         "torch dense + NMS": lambda: torch_nms(*model(boxes, classes)),
         "ours detect": lambda: postprocess.detect(maps, spec, **options),
         "read all maps": lambda: _core._read_maps(*head, True, threads=threads),

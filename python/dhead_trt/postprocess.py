@@ -1,20 +1,23 @@
 """Decode, detection and NMS on the CPU: raw maps in, boxes and scores or detections out.
 
 The arithmetic is in C++ (csrc/include/dhead/decode.h); results have the same bits for every SIMD level and number of
-threads. Arguments are validated here, once.
+threads. The core validates its arguments;
+what it refuses is explained here.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._explain import check_decoded, check_detections, check_limits, check_out, check_simd, checked_maps, count
 from .errors import InputError
 from .spec import HeadSpec
 
@@ -23,7 +26,8 @@ __all__ = ["Array", "DetectResult", "decode", "detect", "empty_detections", "nms
 Array = npt.NDArray[np.generic]
 
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector store
-_INT32_MAX = 2**31 - 1
+# What unfit arguments end in, before or inside _core. The slow path then finds out what was wrong with them.
+_REFUSED = (InputError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 
 
 class DetectResult(NamedTuple):
@@ -74,15 +78,22 @@ def decode(
     Raises:
         InputError: a map or output is missing, or has the wrong type, shape or layout, or an option is out of range.
     """
-    arrays = _checked_maps(maps, spec)
-    batch, anchors = arrays.batch, arrays.num_anchors
-    if out is None:
-        boxes, scores = _empty((batch, anchors, 4)), _empty((batch, anchors, spec.num_classes))
-    else:
-        names = ("boxes", "scores")
-        shapes = ((batch, anchors, 4), (batch, anchors, spec.num_classes))
-        boxes, scores = _checked_out(out, names, shapes, (np.float32, np.float32), arrays.all)
-    _core.decode(*arrays.arguments, boxes, scores, threads=_threads(threads), simd=_simd(simd))
+    try:
+        head = _arguments(maps, spec)
+        if out is None:
+            shape = head[1][0].shape[0], sum(c.shape[2] * c.shape[3] for c in head[1])
+            boxes, scores = _empty((*shape, 4)), _empty((*shape, spec.num_classes))
+        else:
+            boxes, scores = out
+        _core.decode(*head, boxes, scores, threads=_threads(threads), simd=simd)
+    except _REFUSED:
+        arrays = checked_maps(maps, spec)
+        if out is not None:
+            shape = len(arrays[0]), sum(a.shape[2] * a.shape[3] for a in arrays[0 : 2 * spec.num_levels : 2])
+            shapes = ((*shape, 4), (*shape, spec.num_classes))
+            check_out(out, ("boxes", "scores"), shapes, (np.float32, np.float32), arrays)
+        check_simd(simd)
+        raise
     return boxes, scores
 
 
@@ -121,21 +132,31 @@ def detect(
     Raises:
         InputError: a map or output is missing, or has the wrong type, shape or layout, or an option is out of range.
     """
-    arrays = _checked_maps(maps, spec)
-    limits = _limits(conf, iou, max_candidates, max_det)
-    mask = _class_mask(classes, spec.num_classes)
-    result = _result(out, arrays.batch, limits[3], arrays.all)
-    _core.detect(
-        *arrays.arguments,
-        *limits,
-        mask,
-        bool(class_agnostic),
-        bool(multi_label),
-        result,
-        threads=_threads(threads),
-        simd=_simd(simd),
-    )
-    return result
+    try:
+        mask = _class_mask(classes, spec.num_classes)
+        head = _arguments(maps, spec)
+        result = empty_detections(head[1][0].shape[0], max_det) if out is None else out
+        _core.detect(
+            *head,
+            conf,
+            iou,
+            max_candidates,
+            max_det,
+            mask,
+            bool(class_agnostic),
+            bool(multi_label),
+            result,
+            threads=_threads(threads),
+            simd=simd,
+        )
+    except _REFUSED:
+        arrays = checked_maps(maps, spec)
+        check_limits(conf, iou, max_candidates, max_det)
+        if out is not None:
+            check_detections(out, len(arrays[0]), max_det, arrays)
+        check_simd(simd)
+        raise
+    return result if type(result) is DetectResult else DetectResult(*result)
 
 
 def nms(
@@ -163,35 +184,31 @@ def nms(
     Raises:
         InputError: an array has the wrong type, shape or layout, or an option is out of range.
     """
-    for name, array in (("boxes", boxes), ("scores", scores)):
-        _check_array(name, array, (np.float32,))
-        if array.ndim != 3 or 0 in array.shape:
-            raise InputError(
-                f"{name} has the wrong shape",
-                received=list(array.shape),
-                expected="[B, A, 4]" if name == "boxes" else "[B, A, C]",
-            )
-    if boxes.shape[:2] != scores.shape[:2] or boxes.shape[2] != 4:
-        raise InputError(
-            "Boxes and scores do not fit each other",
-            received=f"boxes {list(boxes.shape)}, scores {list(scores.shape)}",
-            expected="[B, A, 4] and [B, A, C]",
+    try:
+        mask = _class_mask(classes, scores.shape[-1])
+        result = empty_detections(scores.shape[0], max_det) if out is None else out
+        _core.nms(
+            boxes,
+            scores,
+            conf,
+            iou,
+            max_candidates,
+            max_det,
+            mask,
+            bool(class_agnostic),
+            bool(multi_label),
+            result,
+            threads=_threads(threads),
+            simd=simd,
         )
-    limits = _limits(conf, iou, max_candidates, max_det)
-    mask = _class_mask(classes, scores.shape[2])
-    result = _result(out, boxes.shape[0], limits[3], (boxes, scores))
-    _core.nms(
-        boxes,
-        scores,
-        *limits,
-        mask,
-        bool(class_agnostic),
-        bool(multi_label),
-        result,
-        threads=_threads(threads),
-        simd=_simd(simd),
-    )
-    return result
+    except _REFUSED:
+        check_decoded(boxes, scores)
+        check_limits(conf, iou, max_candidates, max_det)
+        if out is not None:
+            check_detections(out, len(scores), max_det, (boxes, scores))
+        check_simd(simd)
+        raise
+    return result if type(result) is DetectResult else DetectResult(*result)
 
 
 def empty_detections(batch: int, max_det: int = 300) -> DetectResult:
@@ -205,129 +222,29 @@ def empty_detections(batch: int, max_det: int = 300) -> DetectResult:
     )
 
 
-class _Maps(NamedTuple):
-    boxes: list[Array]
-    classes: list[Array]
-    objects: list[Array]
-    spec: HeadSpec
-
-    @property
-    def batch(self) -> int:
-        return int(self.classes[0].shape[0])
-
-    @property
-    def num_anchors(self) -> int:
-        return sum(int(c.shape[2]) * int(c.shape[3]) for c in self.classes)
-
-    @property
-    def all(self) -> tuple[Array, ...]:
-        return (*self.boxes, *self.classes, *self.objects)
-
-    @property
-    def arguments(self) -> tuple[list[Array], list[Array], list[Array], list[float], int, bool]:
-        """The head's arguments of a function of `_core`."""
-        s = self.spec
-        return self.boxes, self.classes, self.objects, [float(x) for x in s.strides], s.bins, s.distance_unit == "pixel"
-
-
-def _checked_maps(maps: Mapping[str, Array], spec: HeadSpec) -> _Maps:
-    if not isinstance(spec, HeadSpec):
-        raise InputError("spec is not a HeadSpec", received=type(spec).__name__, expected="a HeadSpec")
-    if not isinstance(maps, Mapping):
-        raise InputError("maps is not a mapping", received=type(maps).__name__, expected="a dict of name to array")
-    names = spec.input_names
-    missing = [n for n in names if n not in maps]
-    if missing:
-        raise InputError(
-            "Raw maps are missing",
-            received=sorted(str(n) for n in maps),
-            expected=f"also {missing}",
-            fix="Name the maps as spec.input_names does",
-        )
-    arrays = {n: maps[n] for n in names}
-    first = arrays[names[0]]
-    for name, array in arrays.items():
-        _check_array(f"Raw map {name}", array, (np.float32, np.float16))
-        if array.dtype != first.dtype:
-            raise InputError(
-                f"Raw map {name} has another dtype than {names[0]}", received=array.dtype, expected=first.dtype
-            )
-        level = arrays[f"box_{name.split('_')[1]}"].shape
-        if array.ndim != 4 or array.shape != (first.shape[0], spec.channels(name), *level[2:]) or 0 in array.shape:
-            raise InputError(
-                f"Raw map {name} has the wrong shape",
-                received=list(array.shape),
-                expected=f"[B, {spec.channels(name)}, H, W], B and a level's H and W the same in all its maps",
-            )
+@functools.lru_cache(maxsize=64)
+def _head(spec: HeadSpec) -> tuple[list[str], list[str], list[str], list[float], int, int, bool]:
+    """Names of the maps by kind, and the rest of a head's arguments."""
     levels = range(spec.num_levels)
-    return _Maps(
-        [arrays[f"box_{i}"] for i in levels],
-        [arrays[f"cls_{i}"] for i in levels],
-        [arrays[f"obj_{i}"] for i in levels] if spec.objectness else [],
-        spec,
+    return (
+        [f"box_{i}" for i in levels],
+        [f"cls_{i}" for i in levels],
+        [f"obj_{i}" for i in levels] if spec.objectness else [],
+        [float(s) for s in spec.strides],
+        spec.num_classes,
+        spec.bins,
+        spec.distance_unit == "pixel",
     )
 
 
-def _check_array(name: str, array: object, dtypes: Sequence[type[np.generic]]) -> None:
-    if not isinstance(array, np.ndarray):
-        raise InputError(
-            f"{name} is not a numpy array",
-            received=type(array).__name__,
-            expected="numpy.ndarray",
-            fix="Use np.asarray",
-        )
-    if array.dtype not in dtypes or not array.dtype.isnative:
-        expected = " or ".join(np.dtype(d).name for d in dtypes)
-        raise InputError(f"{name} has the wrong dtype", received=array.dtype, expected=expected, fix="Use .astype")
-    if not array.flags.c_contiguous or not array.flags.aligned:
-        raise InputError(
-            f"{name} is not C-contiguous",
-            received=f"shape {list(array.shape)}, strides {list(array.strides)}",
-            expected="row-major memory without gaps",
-            fix="Use np.ascontiguousarray",
-        )
-
-
-def _checked_out(
-    out: Sequence[Array],
-    names: Sequence[str],
-    shapes: Sequence[tuple[int, ...]],
-    dtypes: Sequence[type[np.generic]],
-    inputs: Iterable[Array],
-) -> tuple[npt.NDArray[np.float32], ...]:
-    """`out`, once each array is known to be writable as it is and to lie apart from all others."""
-    if not isinstance(out, tuple) or len(out) != len(names):
-        raise InputError("out is not the right tuple", received=type(out).__name__, expected=f"({', '.join(names)})")
-    for name, array, shape, dtype in zip(names, out, shapes, dtypes, strict=True):
-        _check_array(f"out {name}", array, (dtype,))
-        if array.shape != shape:
-            raise InputError(f"out {name} has the wrong shape", received=list(array.shape), expected=list(shape))
-        if not array.flags.writeable:
-            raise InputError(f"out {name} is read-only", expected="an array that can be written")
-    spans = sorted((*_span(a), i) for i, a in enumerate((*out, *inputs)))
-    end, owner = -1, len(out)
-    for first, last, i in spans:
-        if first < end and min(i, owner) < len(out):  # two inputs may share memory
-            raise InputError(f"out {names[min(i, owner)]} overlaps another array", expected="memory of its own")
-        if last > end:
-            end, owner = last, i
-        elif i < len(out):
-            owner = i
-    return tuple(out)
-
-
-def _span(array: Array) -> tuple[int, int]:
-    start = int(array.__array_interface__["data"][0])
-    return start, start + array.nbytes
-
-
-def _result(out: DetectResult | None, batch: int, max_det: int, inputs: Iterable[Array]) -> DetectResult:
-    if out is None:
-        return empty_detections(batch, max_det)
-    shapes = ((batch, 1), (batch, max_det, 4), (batch, max_det), (batch, max_det), (batch,))
-    dtypes = (np.int32, np.float32, np.float32, np.int32, np.int32)
-    _checked_out(out, DetectResult._fields, shapes, dtypes, inputs)
-    return DetectResult(*out)
+def _arguments(
+    maps: Mapping[str, Array], spec: HeadSpec
+) -> tuple[list[Array], list[Array], list[Array], list[float], int, int, bool]:
+    """The head's arguments of a function of `_core`."""
+    boxes, classes, objects, strides, num_classes, bins, pixel_distance = _head(spec)
+    get = maps.__getitem__
+    found = list(map(get, boxes)), list(map(get, classes)), list(map(get, objects))
+    return *found, strides, num_classes, bins, pixel_distance
 
 
 def _empty(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -336,31 +253,6 @@ def _empty(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -int(raw.__array_interface__["data"][0]) % _ALIGNMENT
     return raw[start : start + size].view(np.float32).reshape(shape)
-
-
-def _limits(conf: float, iou: float, max_candidates: int, max_det: int) -> tuple[float, float, int, int]:
-    numbers = []
-    for name, value, high in (("conf", conf, 1.0), ("iou", iou, math.inf)):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not 0.0 <= number <= high:
-            expected = "a number from 0 to 1" if high == 1.0 else "a number of at least 0"
-            raise InputError(f"{name} is out of range", received=repr(value), expected=expected)
-        numbers.append(number)
-    counts = [_count(name, value) for name, value in (("max_candidates", max_candidates), ("max_det", max_det))]
-    return numbers[0], numbers[1], counts[0], counts[1]
-
-
-def _count(name: str, value: object) -> int:
-    try:
-        count = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        count = 0
-    if isinstance(value, bool) or not 1 <= count <= _INT32_MAX:
-        raise InputError(f"{name} is out of range", received=repr(value), expected="an integer of at least 1")
-    return count
 
 
 def _class_mask(classes: Iterable[int] | None, num_classes: int) -> npt.NDArray[np.uint8] | None:
@@ -379,12 +271,4 @@ def _class_mask(classes: Iterable[int] | None, num_classes: int) -> npt.NDArray[
 
 
 def _threads(threads: int | None) -> int:
-    return 0 if threads is None else _count("threads", threads)
-
-
-def _simd(simd: str | None) -> str | None:
-    if simd is not None and simd not in _core.simd_levels():
-        raise InputError(
-            "The SIMD level is not available here", received=repr(simd), expected=f"one of {_core.simd_levels()}"
-        )
-    return simd
+    return 0 if threads is None else count("threads", threads)

@@ -19,8 +19,10 @@
 #define DHEAD_HD __attribute__((always_inline)) inline
 #endif
 
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #define DHEAD_UNROLL(n) _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define DHEAD_UNROLL(n)
 #else
 #define DHEAD_PRAGMA(text) _Pragma(#text)
 #define DHEAD_UNROLL(n) DHEAD_PRAGMA(GCC unroll n)
