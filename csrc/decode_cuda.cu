@@ -1,8 +1,8 @@
 // Dense decode: every anchor's box and every class's score, in one launch for all levels and images.
 //
 // A block takes 128 neighbouring anchors of one level of one image and one task: all their boxes (blockIdx.y = 0), or
-// a chunk of their classes. The NCHW maps are read along the anchors, in packs of four where alignment allows, turned in
-// shared memory, and the [A, 4] and [A, C] results are written along their rows. HBM traffic is each map once, each
+// a chunk of their classes. The NCHW maps are read along the anchors, in packs of four where alignment allows, turned
+// in shared memory, and the [A, 4] and [A, C] results are written along their rows. HBM traffic is each map once, each
 // result once.
 #include "device.cuh"
 #include "dhead/launch.h"
@@ -14,17 +14,17 @@ constexpr int kTile = 128;
 constexpr int kPack = 4;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kMaxChunk = 40;            // classes of one block
-constexpr int kDivideShift = 19;         // see divide_by_chunk
-constexpr int kStageBytes = 36 * 1024;   // of box logits
+constexpr int kMaxChunk = 40;           // classes of one block
+constexpr int kDivideShift = 19;        // see divide_by_chunk
+constexpr int kStageBytes = 36 * 1024;  // of box logits
 
 struct DecodeArgs {
     TiledMaps maps;
     float* boxes;
     float* scores;
-    int32_t chunk;          // classes per block, at most kMaxChunk
-    uint32_t chunk_magic;   // ceil(2^19 / chunk)
-    int32_t sub_shift;      // log2 of the number of anchors whose box logits fit the stage: 128, 64 or 32
+    int32_t chunk;         // classes per block, at most kMaxChunk
+    uint32_t chunk_magic;  // ceil(2^19 / chunk)
+    int32_t sub_shift;     // log2 of the number of anchors whose box logits fit the stage: 128, 64 or 32
 };
 
 // idx / chunk for idx < kTile * kMaxChunk: idx * magic < 2^32, and its error idx * (magic * chunk - 2^19) < 2^19.
@@ -64,7 +64,8 @@ __device__ void decode_scores(const DecodeArgs& args, const Tile& tile, int firs
         if (a < tile.size) {
 #pragma unroll 5
             for (int c = warp; c < chunk; c += kWarps) {
-                const auto pack = *reinterpret_cast<const Pack<T, kPack>*>(cls + static_cast<int64_t>(c) * level.cells + a);
+                const auto pack =
+                    *reinterpret_cast<const Pack<T, kPack>*>(cls + static_cast<int64_t>(c) * level.cells + a);
 #pragma unroll
                 for (int k = 0; k < kPack; ++k) put(a + k, c, to_float(pack.v[k]));
             }
@@ -76,8 +77,10 @@ __device__ void decode_scores(const DecodeArgs& args, const Tile& tile, int firs
         }
     }
     __syncthreads();
-    float* out = args.scores + (static_cast<int64_t>(tile.image) * args.maps.anchors + level.first_anchor +
-                                tile.first_cell) * args.maps.num_classes + first_class;
+    float* out = args.scores +
+                 (static_cast<int64_t>(tile.image) * args.maps.anchors + level.first_anchor + tile.first_cell) *
+                     args.maps.num_classes +
+                 first_class;
     for (int idx = static_cast<int>(threadIdx.x); idx < tile.size * args.chunk; idx += kThreads) {
         const int a = divide_by_chunk(idx, args.chunk_magic), c = idx - a * args.chunk;
         if (c < chunk) out[static_cast<int64_t>(a) * args.maps.num_classes + c] = s.tile[a * pitch + c];
@@ -96,8 +99,8 @@ __device__ void decode_boxes(const DecodeArgs& args, const Tile& tile) {
     const DeviceLevel& level = args.maps.levels[tile.level];
     const int thread = static_cast<int>(threadIdx.x);
     const int bins = args.maps.bins, channels = 4 * bins, shift = args.sub_shift, sub = 1 << shift;
-    float* out = args.boxes + 4 * (static_cast<int64_t>(tile.image) * args.maps.anchors + level.first_anchor +
-                                   tile.first_cell);
+    float* out =
+        args.boxes + 4 * (static_cast<int64_t>(tile.image) * args.maps.anchors + level.first_anchor + tile.first_cell);
     for (int start = 0; start < tile.size; start += sub) {
         const int size = tile.size - start < sub ? tile.size - start : sub;
         const T* box = image_map<T>(level.box, tile.image, channels, level.cells) + tile.first_cell + start;
@@ -164,7 +167,8 @@ cudaError_t decode_cuda(const HeadParams& p, const DecodeOutputs& out, cudaStrea
     while ((4 * p.bins * element) << args.sub_shift > kStageBytes) --args.sub_shift;
     const int stage = (4 * p.bins * element) << args.sub_shift;
     const std::size_t box_bytes = 4 * kTile * sizeof(float) + static_cast<std::size_t>(stage);
-    const std::size_t score_bytes = (kTile + static_cast<std::size_t>(kTile) * static_cast<std::size_t>(args.chunk | 1)) * sizeof(float);
+    const std::size_t score_bytes =
+        (kTile + static_cast<std::size_t>(kTile) * static_cast<std::size_t>(args.chunk | 1)) * sizeof(float);
     const dim3 grid(static_cast<unsigned>(args.maps.tiles * p.batch),
                     static_cast<unsigned>(1 + ceil_div(p.num_classes, args.chunk)));
     const std::size_t shared = box_bytes > score_bytes ? box_bytes : score_bytes;

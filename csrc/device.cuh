@@ -60,7 +60,7 @@ struct TiledMaps {
 // Where a block of a grid of batch * tiles blocks works.
 struct Tile {
     int32_t image;
-    int32_t index;       // in its image
+    int32_t index;  // in its image
     int32_t level;
     int32_t first_cell;  // in its level
     int32_t size;        // cells from first_cell on; at most the tile size

@@ -1,8 +1,8 @@
 // Detect: the anchors that pass the threshold, in order, through greedy NMS. Two launches for the whole batch.
 //
 // filter_kernel reads all class maps once: a block takes a tile of anchors, its warps share the classes. For the few
-// anchors that pass it computes the box, and leaves the tile's candidates as 64-bit keys (decode.h: ascending key is the
-// order of candidates, and no two are equal) in the tile's own part of the workspace, with their number.
+// anchors that pass it computes the box, and leaves the tile's candidates as 64-bit keys (decode.h: ascending key is
+// the order of candidates, and no two are equal) in the tile's own part of the workspace, with their number.
 // select_kernel takes one image per block: it gathers the keys, keeps the first max_candidates of them (radix
 // selection where there are more), sorts them, and runs NMS over chunks of 64.
 //
@@ -32,10 +32,10 @@ struct DetectArgs {
     int32_t keys_per_tile;   // the size of a tile's part of `keys`
     int32_t max_candidates;  // at most as many as there can be
     int32_t max_det;
-    int32_t* counts;       // [B, tiles]: keys of each tile
-    Pack<float, 4>* boxes; // [B, A]: of passing anchors only
-    uint64_t* keys;        // [B, tiles, keys_per_tile]
-    uint64_t* sorted;      // [B, sorted_capacity]: used for images with more candidates than fit shared memory
+    int32_t* counts;        // [B, tiles]: keys of each tile
+    Pack<float, 4>* boxes;  // [B, A]: of passing anchors only
+    uint64_t* keys;         // [B, tiles, keys_per_tile]
+    uint64_t* sorted;       // [B, sorted_capacity]: used for images with more candidates than fit shared memory
     int32_t sorted_capacity;
     DetectOutputs out;
 };
@@ -59,8 +59,8 @@ struct FilterStorage {
     int32_t num_keys;
 };
 
-// The best class of each of this lane's kPack anchors over classes [begin, end). Where the tile is read in packs (kWide)
-// they are neighbours; otherwise they are 32 apart.
+// The best class of each of this lane's kPack anchors over classes [begin, end). Where the tile is read in packs
+// (kWide) they are neighbours; otherwise they are 32 apart.
 template <class T, int kPack, bool kWide>
 __device__ void best_classes(const T* cls, int cells, int size, int begin, int end, BestClass (&best)[kPack]) {
     const int lane = static_cast<int>(threadIdx.x);
@@ -76,8 +76,7 @@ __device__ void best_classes(const T* cls, int cells, int size, int begin, int e
                     in[u] = *reinterpret_cast<const Pack<T, kPack>*>(row);
                 } else {
 #pragma unroll
-                    for (int k = 0; k < kPack; ++k)
-                        in[u].v[k] = row[first + k * kWarpSize < size ? k * kWarpSize : 0];
+                    for (int k = 0; k < kPack; ++k) in[u].v[k] = row[first + k * kWarpSize < size ? k * kWarpSize : 0];
                 }
             }
         }
@@ -103,7 +102,7 @@ __device__ Thresholds confidence_thresholds(const DetectArgs& args) {
 }
 
 template <class T, int kPack>
-__global__ void __launch_bounds__(kFilterWarps * kWarpSize) filter_kernel(const __grid_constant__ DetectArgs args) {
+__global__ void __launch_bounds__(kFilterWarps* kWarpSize) filter_kernel(const __grid_constant__ DetectArgs args) {
     using Storage = FilterStorage<kPack>;
     constexpr int kTile = Storage::kTile;
     auto& s = block_storage<Storage>();
@@ -136,8 +135,8 @@ __global__ void __launch_bounds__(kFilterWarps * kWarpSize) filter_kernel(const 
     const Thresholds threshold = confidence_thresholds(args);
     __syncthreads();
 
-    // 2. Which anchors pass. With several labels and objectness a class of lower logit may round to the higher score, so
-    // there every anchor with a score goes on and each of its classes is tested.
+    // 2. Which anchors pass. With several labels and objectness a class of lower logit may round to the higher score,
+    // so there every anchor with a score goes on and each of its classes is tested.
     for (int group = warp; group < kPack; group += warps) {
         const int a = group * kWarpSize + lane;
         bool pass = false;
@@ -177,8 +176,7 @@ __global__ void __launch_bounds__(kFilterWarps * kWarpSize) filter_kernel(const 
     const int channels = 4 * maps.bins, at_once = kStageFloats / channels;
     const T* box = image_map<T>(level.box, tile.image, channels, level.cells) + tile.first_cell;
     Pack<float, 4>* boxes = args.boxes + static_cast<int64_t>(tile.image) * maps.anchors;
-    uint64_t* keys =
-        args.keys + (static_cast<int64_t>(tile.image) * maps.tiles + tile.index) * args.keys_per_tile;
+    uint64_t* keys = args.keys + (static_cast<int64_t>(tile.image) * maps.tiles + tile.index) * args.keys_per_tile;
     for (int start = 0; start < passing; start += at_once) {
         const int n = passing - start < at_once ? passing - start : at_once;
         __syncthreads();
@@ -266,7 +264,8 @@ __device__ int block_sum(int32_t* total, int number) {
     return *total;
 }
 
-// Calls use(key) for every key of the image; all lanes of a warp call it together, with `valid` false where there is none.
+// Calls use(key) for every key of the image; all lanes of a warp call it together, with `valid` false where there is
+// none.
 template <class Use>
 __device__ void for_each_key(const DetectArgs& args, int image, Use use) {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
@@ -297,7 +296,8 @@ __device__ void append(uint64_t* to, int32_t* filled, uint64_t key, bool valid) 
     if (valid) to[place] = key;
 }
 
-// Copies all keys of the image to `to`, in any order. Where tiles hold few keys, as they mostly do, a lane takes a tile.
+// Copies all keys of the image to `to`, in any order. Where tiles hold few keys, as they mostly do, a lane takes a
+// tile.
 __device__ void gather_all(const DetectArgs& args, int image, uint64_t* to, int32_t* filled) {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
     const int32_t* counts = args.counts + static_cast<int64_t>(image) * args.maps.tiles;
@@ -326,7 +326,8 @@ __device__ void gather_all(const DetectArgs& args, int image, uint64_t* to, int3
         for (uint32_t word = __ballot_sync(kAllLanes, count > 0); word != 0U; word &= word - 1U) {
             const int owner = __ffs(static_cast<int>(word)) - 1;
             const int n = __shfl_sync(kAllLanes, count, owner), base = __shfl_sync(kAllLanes, place, owner);
-            const uint64_t* source = keys + static_cast<int64_t>(start + owner * kSelectWarps + warp) * args.keys_per_tile;
+            const uint64_t* source =
+                keys + static_cast<int64_t>(start + owner * kSelectWarps + warp) * args.keys_per_tile;
             for (int i = lane; i < n; i += kWarpSize * kGatherLoads) {
                 uint64_t key[kGatherLoads];
 #pragma unroll
@@ -556,7 +557,8 @@ __global__ void __launch_bounds__(kSelectThreads) select_kernel(const __grid_con
         gather_all(args, image, keys, &s.filled);
     } else {
         const uint64_t last = last_wanted_key(args, image, m, s);
-        for_each_key(args, image, [&](uint64_t key, bool valid) { append(keys, &s.filled, key, valid && key <= last); });
+        for_each_key(args, image,
+                     [&](uint64_t key, bool valid) { append(keys, &s.filled, key, valid && key <= last); });
     }
     __syncthreads();
     sort_keys(keys, m);

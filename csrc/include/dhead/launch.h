@@ -1,22 +1,23 @@
 // Launchers of the CUDA kernels: pointers, sizes and a stream in, a cudaError_t out.
 //
 // All pointers are device memory. A launcher checks its arguments, enqueues on `stream` and returns; it allocates
-// nothing, never waits for the device, keeps no state, and may be captured into a CUDA graph and called from any thread.
-// Results have the same bits as the CPU code's (decode.h).
+// nothing, never waits for the device, keeps no state, and may be captured into a CUDA graph and called from any
+// thread. Results have the same bits as the CPU code's (decode.h).
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
 
+#include "dhead/letterbox.h"
 #include "dhead/params.h"
 
 namespace dhead {
 
 // Decodes every anchor of the batch: boxes and scores in full. One launch for all levels and images.
 //
-// Returns cudaErrorInvalidValue where `maps` or `out` is out of range or a pointer is null or misaligned (maps: to their
-// element; outputs: boxes to 16 bytes). A batch of 0 does nothing.
+// Returns cudaErrorInvalidValue where `maps` or `out` is out of range or a pointer is null or misaligned (maps: to
+// their element; outputs: boxes to 16 bytes). A batch of 0 does nothing.
 cudaError_t decode_cuda(const HeadParams& maps, const DecodeOutputs& out, cudaStream_t stream) noexcept;
 
 // Bytes of workspace that detect_cuda needs; never less for a larger batch, level or number of candidates. 0 where the
@@ -36,5 +37,21 @@ std::size_t detect_workspace_bytes(const HeadParams& maps, const DetectOptions& 
 cudaError_t detect_cuda(const HeadParams& maps, const DetectOptions& options, const float* thresholds,
                         const DetectOutputs& out, void* workspace, std::size_t workspace_bytes,
                         cudaStream_t stream) noexcept;
+
+// One source image in device memory. NV12 where `chroma` is set: image.data is then the plane of luma (pixel_stride 1,
+// channel_offset unused) and `chroma` that of interleaved U V; the colour is BT.601, limited range (nv12.h).
+struct LetterboxSource {
+    LetterboxImage image;
+    const uint8_t* chroma = nullptr;
+    int64_t chroma_stride = 0;   // bytes
+    LetterboxGeometry geometry;  // from letterbox_geometry; every source of a batch has the same canvas
+};
+
+constexpr int kLetterboxBatch = 32;  // images of one launch: their descriptions are its arguments
+
+// Writes [count, 3, height, width] of float32 or float16, 0 … 1. One launch for up to kLetterboxBatch images, whatever
+// their sizes and formats. `sources` is host memory and is read before the call returns.
+cudaError_t letterbox_cuda(const LetterboxSource* sources, int count, uint8_t pad_value, DType dtype, void* output,
+                           cudaStream_t stream) noexcept;
 
 }  // namespace dhead

@@ -51,7 +51,8 @@ inline Case read_case(const std::filesystem::path& directory, const std::string&
     c.objectness = objectness != 0;
     for (int i = 0; i < c.params.num_levels; ++i)
         in >> c.params.levels[i].stride >> c.params.levels[i].height >> c.params.levels[i].width;
-    in >> c.options.conf >> c.options.iou >> c.options.max_candidates >> c.options.max_det >> agnostic >> multi >> wanted;
+    in >> c.options.conf >> c.options.iou >> c.options.max_candidates >> c.options.max_det >> agnostic >> multi >>
+        wanted;
     c.options.class_agnostic = agnostic != 0;
     c.options.multi_label = multi != 0;
     if (wanted >= 0) {

@@ -2,16 +2,19 @@
 //
 //   dhead_kernels_on_host CASES OUT [most_anchors]
 //
-// CASES is what `tests/cases.py --dump` wrote; OUT gets a folder per case. Every run is made several times, with the
-// blocks and threads in another order, memory and workspaces filled with other bytes, and the maps aligned to packs or
-// only to their elements: all must write the same bytes, every one of them.
-#include <cmath>
+// CASES is what `tests/cases.py --dump` wrote; OUT gets a folder per case, for the comparison with the oracle
+// (tests/test_cuda_kernels.py). The comparison with the CPU code is here: the same bits. Every run is made several
+// times, with the blocks and threads in another order, memory and workspaces filled with other bytes, and the maps
+// aligned to packs or only to their elements: all must write the same bytes, every one of them.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 
 #include "cases.h"
+#include "dhead/decode_cpu.h"
 #include "dhead/launch.h"
 #include "grid.h"
 
@@ -19,12 +22,12 @@ namespace {
 
 using dhead_test::Case;
 
-#define EXPECT(condition)                                                                           \
-    do {                                                                                            \
-        if (!(condition)) {                                                                         \
+#define EXPECT(condition)                                                                             \
+    do {                                                                                              \
+        if (!(condition)) {                                                                           \
             std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, current.c_str(), #condition); \
-            ++failures;                                                                             \
-        }                                                                                           \
+            ++failures;                                                                               \
+        }                                                                                             \
     } while (false)
 
 std::string current;
@@ -33,13 +36,11 @@ int failures = 0;
 // Device memory: exactly as large as asked for, so that a sanitizer sees the first byte beyond; filled with `poison`.
 class Memory {
   public:
-    Memory(std::size_t bytes, unsigned char poison, std::size_t offset = 0)
-        : bytes_(bytes), offset_(offset), data_(static_cast<unsigned char*>(std::aligned_alloc(256, round(bytes + offset)))) {
-        // The tail that aligned_alloc rounds up to is cut off by placing the data at the end of it.
-        shift_ = offset == 0 ? 0 : offset;
-        std::memset(data_.get(), poison, round(bytes + offset));
+    Memory(std::size_t bytes, unsigned char poison)
+        : bytes_(bytes), data_(new (std::align_val_t{256}) unsigned char[bytes]) {
+        std::memset(data_.get(), poison, bytes);
     }
-    unsigned char* get() const { return data_.get() + shift_; }
+    unsigned char* get() const { return data_.get(); }
     template <class T>
     T* as() const {
         return reinterpret_cast<T*>(get());
@@ -47,11 +48,10 @@ class Memory {
     std::size_t size() const { return bytes_; }
 
   private:
-    static std::size_t round(std::size_t n) { return (n + 255) / 256 * 256; }
     struct Free {
-        void operator()(unsigned char* p) const { std::free(p); }
+        void operator()(unsigned char* p) const { operator delete[](p, std::align_val_t{256}); }
     };
-    std::size_t bytes_, offset_, shift_ = 0;
+    std::size_t bytes_;
     std::unique_ptr<unsigned char, Free> data_;
 };
 
@@ -89,7 +89,8 @@ void keep(Results& results, const char* name, const Memory& memory) {
 Results run_decode(const Case& c, const Setting& setting) {
     const Inputs in(c, setting.misaligned);
     const std::size_t rows = c.batch() * c.anchors();
-    const Memory boxes(rows * 16, setting.poison), scores(rows * static_cast<std::size_t>(c.params.num_classes) * 4, setting.poison);
+    const Memory boxes(rows * 16, setting.poison),
+        scores(rows * static_cast<std::size_t>(c.params.num_classes) * 4, setting.poison);
     dhead_shim::configure(setting.seed, setting.poison);
     const auto before = dhead_shim::launches();
     EXPECT(dhead::decode_cuda(in.params, {boxes.as<float>(), scores.as<float>()}, nullptr) == cudaSuccess);
@@ -104,7 +105,7 @@ Results run_detect(const Case& c, const Setting& setting, const float* threshold
     const Inputs in(c, setting.misaligned);
     dhead::DetectOptions options = c.options;
     std::unique_ptr<uint8_t[]> mask(new uint8_t[c.class_mask.size()]);
-    std::memcpy(mask.get(), c.class_mask.data(), c.class_mask.size());
+    std::copy(c.class_mask.begin(), c.class_mask.end(), mask.get());
     if (c.some_classes) options.class_mask = mask.get();
     if (thresholds != nullptr) {
         options.conf = 0.999;
@@ -118,10 +119,10 @@ Results run_detect(const Case& c, const Setting& setting, const float* threshold
     const Memory workspace(bytes, setting.poison);
     dhead_shim::configure(setting.seed, setting.poison);
     const auto before = dhead_shim::launches();
-    EXPECT(dhead::detect_cuda(in.params, options, thresholds,
-                              {num.as<int32_t>(), boxes.as<float>(), scores.as<float>(), classes.as<int32_t>(),
-                               dropped.as<int32_t>()},
-                              workspace.get(), bytes, nullptr) == cudaSuccess);
+    EXPECT(dhead::detect_cuda(
+               in.params, options, thresholds,
+               {num.as<int32_t>(), boxes.as<float>(), scores.as<float>(), classes.as<int32_t>(), dropped.as<int32_t>()},
+               workspace.get(), bytes, nullptr) == cudaSuccess);
     EXPECT(dhead_shim::launches() - before <= 3);
     Results results;
     keep(results, "num_dets", num);
@@ -134,6 +135,56 @@ Results run_detect(const Case& c, const Setting& setting, const float* threshold
 
 void expect_same(const Results& a, const Results& b) {
     for (std::size_t i = 0; i < a.size(); ++i) EXPECT(a[i].second == b[i].second);
+}
+
+// The CPU code's results, in the same form.
+Results run_cpu(const Case& c, bool decode) {
+    const Inputs in(c, false);
+    const dhead::CpuOptions cpu{1, nullptr};
+    Results results;
+    if (decode) {
+        const std::size_t rows = c.batch() * c.anchors();
+        const Memory boxes(rows * 16, 0), scores(rows * static_cast<std::size_t>(c.params.num_classes) * 4, 0);
+        dhead::decode_cpu(in.params, {boxes.as<float>(), scores.as<float>()}, cpu);
+        keep(results, "boxes", boxes);
+        keep(results, "scores", scores);
+        return results;
+    }
+    dhead::DetectOptions options = c.options;
+    if (c.some_classes) options.class_mask = c.class_mask.data();
+    const std::size_t k = c.batch() * static_cast<std::size_t>(options.max_det);
+    const Memory num(c.batch() * 4, 0), boxes(k * 16, 0), scores(k * 4, 0), classes(k * 4, 0),
+        dropped(c.batch() * 4, 0);
+    dhead::detect_cpu(
+        in.params, options,
+        {num.as<int32_t>(), boxes.as<float>(), scores.as<float>(), classes.as<int32_t>(), dropped.as<int32_t>()}, cpu);
+    keep(results, "num_dets", num);
+    keep(results, "det_boxes", boxes);
+    keep(results, "det_scores", scores);
+    keep(results, "det_classes", classes);
+    keep(results, "dropped", dropped);
+    return results;
+}
+
+// Bit for bit, but for the payload of a NaN.
+void expect_same_as_cpu(const Results& got, const Results& want) {
+    for (std::size_t i = 0; i < got.size(); ++i) {
+        const auto& [name, a] = got[i];
+        const auto& b = want[i].second;
+        EXPECT(a.size() == b.size());
+        std::size_t different = 0;
+        for (std::size_t at = 0; at + 4 <= a.size() && at + 4 <= b.size(); at += 4) {
+            float x, y;
+            std::memcpy(&x, &a[at], 4);
+            std::memcpy(&y, &b[at], 4);
+            const bool floats = name != "num_dets" && name != "det_classes" && name != "dropped";
+            if (std::memcmp(&x, &y, 4) != 0 && !(floats && x != x && y != y)) ++different;
+        }
+        if (different != 0)
+            std::fprintf(stderr, "%s: %zu elements of %s are not the CPU code's\n", current.c_str(), different,
+                         name.c_str());
+        EXPECT(different == 0);
+    }
 }
 
 void run(const Case& c, const std::filesystem::path& out) {
@@ -151,6 +202,9 @@ void run(const Case& c, const std::filesystem::path& out) {
     Case rounded = c;
     rounded.options.conf = thresholds[0];
     expect_same(run_detect(rounded, kSettings[1]), run_detect(rounded, kSettings[0], thresholds.get()));
+
+    expect_same_as_cpu(results[0], run_cpu(c, true));
+    expect_same_as_cpu(results[1], run_cpu(c, false));
 
     std::filesystem::create_directories(out / c.name);
     for (const Results& r : results)

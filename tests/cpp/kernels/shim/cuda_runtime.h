@@ -17,18 +17,10 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 
-#define __syncthreads() ((void)dhead_shim::meet_block(dhead_shim::Op::kBlock, __LINE__, 0))
+#define __syncthreads() dhead_shim::meet_block(__LINE__)
 
-inline void __syncwarp(std::uint32_t mask = 0xFFFFFFFFU) {
-    (void)dhead_shim::meet_warp(dhead_shim::Op::kSyncWarp, mask, 0);
-}
-
-inline std::uint32_t __ballot_sync(std::uint32_t mask, bool predicate) {
-    const std::uint64_t* values = dhead_shim::meet_warp(dhead_shim::Op::kBallot, mask, predicate ? 1U : 0U);
-    std::uint32_t word = 0;
-    for (int i = 0; i < 32; ++i) word |= static_cast<std::uint32_t>(values[i]) << i;
-    return word;
-}
+inline void __syncwarp(std::uint32_t mask = 0xFFFFFFFFU) { dhead_shim::meet_warp(mask); }
+inline std::uint32_t __ballot_sync(std::uint32_t mask, bool predicate) { return dhead_shim::ballot(mask, predicate); }
 
 namespace dhead_shim {
 
@@ -37,7 +29,7 @@ T shuffle(std::uint32_t mask, T value, unsigned from) {
     static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
     std::uint64_t bits = 0;
     std::memcpy(&bits, &value, sizeof(T));
-    bits = meet_warp(Op::kShuffle, mask, bits)[from];
+    bits = exchange(mask, bits, from);
     std::memcpy(&value, &bits, sizeof(T));
     return value;
 }

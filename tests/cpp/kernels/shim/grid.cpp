@@ -92,6 +92,8 @@ struct Fiber {
     unsigned linear = 0;
 };
 
+enum class Op : int { kSyncWarp = 1, kBallot, kExchange };
+
 struct Warp {
     Op op{};
     unsigned arrived = 0;
@@ -107,13 +109,11 @@ struct Grid {
     const std::function<void()>* body = nullptr;
     unsigned num_threads = 0;
     Fiber* running = nullptr;
-    Op block_op{};
     int block_line = 0;
     unsigned block_arrived = 0;
-    int block_count = 0;
-    int block_result = 0;
     char block_order = 0;
-    char launch_order = 0;
+    char block_start = 0;  // what TSan orders the threads of a block by: all before it, none among themselves
+    char block_end = 0;
     std::mt19937_64 random{1};
     unsigned char poison = 0xCD;
     std::uint64_t launches = 0;
@@ -173,9 +173,9 @@ extern "C" void dhead_shim_fiber_main() {
     grid.scheduler.stack_size = size;
 #endif
     for (;;) {
-        acquire(&grid.launch_order);
+        acquire(&grid.block_start);
         (*grid.body)();
-        release(&grid.launch_order);
+        release(&grid.block_end);
         give_way(State::kDone);
     }
 }
@@ -288,38 +288,36 @@ bool run_grid(dim3 dims, dim3 block, std::size_t shared_bytes, const std::functi
         }
         blockIdx = {static_cast<unsigned>(index % dims.x), static_cast<unsigned>(index / dims.x % dims.y),
                     static_cast<unsigned>(index / dims.x / dims.y)};
-        release(&grid.launch_order);
+        release(&grid.block_start);
         run_block(warps, lanes);
-        acquire(&grid.launch_order);
+        acquire(&grid.block_end);
     }
     return true;
 }
 
-int meet_block(Op op, int line, int predicate) {
+void meet_block(int line) {
     if (grid.block_arrived == 0) {
-        grid.block_op = op;
         grid.block_line = line;
-        grid.block_count = 0;
-    } else if (grid.block_op != op || grid.block_line != line) {
+        for (unsigned i = 0; i < grid.num_threads; ++i)
+            if (grid.fibers[i]->state == State::kDone) fail("a barrier after a thread has left the kernel");
+    } else if (grid.block_line != line) {
         fail("threads of one block wait at different barriers");
     }
-    for (unsigned i = 0; i < grid.num_threads && grid.block_arrived == 0; ++i)
-        if (grid.fibers[i]->state == State::kDone) fail("a barrier after a thread has left the kernel");
     release(&grid.block_order);
-    grid.block_count += predicate != 0;
     if (++grid.block_arrived == grid.num_threads) {
         grid.block_arrived = 0;
-        grid.block_result = grid.block_count;
         for (unsigned i = 0; i < grid.num_threads; ++i)
             if (grid.fibers[i]->state == State::kInBlock) grid.fibers[i]->state = State::kReady;
     } else {
         give_way(State::kInBlock);
     }
     acquire(&grid.block_order);
-    return grid.block_result;
 }
 
-const std::uint64_t* meet_warp(Op op, std::uint32_t mask, std::uint64_t value) {
+namespace {
+
+// The 32 lanes' values, valid until the lane's next meeting.
+const std::uint64_t* meet(Op op, std::uint32_t mask, std::uint64_t value) {
     if (mask != 0xFFFFFFFFU) fail("a warp collective without all of its lanes");
     Warp& warp = grid.warps[grid.running->linear / kWarp];
     if (warp.arrived == 0)
@@ -328,7 +326,6 @@ const std::uint64_t* meet_warp(Op op, std::uint32_t mask, std::uint64_t value) {
         fail("lanes of one warp meet in different collectives");
     std::uint64_t* values = warp.values[warp.meeting & 1];
     values[lane()] = value;
-    if (op == Op::kSyncWarp) release(&warp.order);
     if (++warp.arrived == kWarp) {
         warp.arrived = 0;
         ++warp.meeting;
@@ -338,8 +335,27 @@ const std::uint64_t* meet_warp(Op op, std::uint32_t mask, std::uint64_t value) {
     } else {
         give_way(State::kInWarp);
     }
-    if (op == Op::kSyncWarp) acquire(&warp.order);
     return values;
+}
+
+}  // namespace
+
+void meet_warp(std::uint32_t mask) {
+    char& order = grid.warps[grid.running->linear / kWarp].order;  // the other collectives order no memory accesses
+    release(&order);
+    meet(Op::kSyncWarp, mask, 0);
+    acquire(&order);
+}
+
+std::uint32_t ballot(std::uint32_t mask, bool predicate) {
+    const std::uint64_t* values = meet(Op::kBallot, mask, predicate ? 1U : 0U);
+    std::uint32_t word = 0;
+    for (unsigned i = 0; i < kWarp; ++i) word |= static_cast<std::uint32_t>(values[i]) << i;
+    return word;
+}
+
+std::uint64_t exchange(std::uint32_t mask, std::uint64_t value, unsigned from) {
+    return meet(Op::kExchange, mask, value)[from];
 }
 
 }  // namespace dhead_shim

@@ -37,13 +37,14 @@ bool run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, const std::functi
 // Grids run so far.
 std::uint64_t launches();
 
-enum class Op : int { kSyncWarp = 1, kBallot, kShuffle, kBlock, kBlockOr, kBlockCount };
+// All threads of the block meet, at the barrier in this line of the source.
+void meet_block(int line);
 
-// All threads of the block meet; returns the number of threads whose `predicate` was non-zero.
-int meet_block(Op op, int line, int predicate);
-
-// All 32 lanes of the warp meet; each gives a value, the returned 32 values are valid until the lane's next meeting.
-const std::uint64_t* meet_warp(Op op, std::uint32_t mask, std::uint64_t value);
+// All 32 lanes of the warp meet. ballot: a bit per lane whose predicate held. exchange: the value that lane `from`
+// gave.
+void meet_warp(std::uint32_t mask);
+std::uint32_t ballot(std::uint32_t mask, bool predicate);
+std::uint64_t exchange(std::uint32_t mask, std::uint64_t value, unsigned from);
 
 unsigned lane();
 
