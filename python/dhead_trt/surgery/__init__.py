@@ -6,7 +6,8 @@ from .describe import describe, describe_text
 from .forms import Conversion, convert
 from .load import load_model
 from .metadata import FORM_KEY, SPEC_KEY, read_metadata, write_metadata
-from .tail import DOMAIN, Form, Tail, find_tail
+from .run import DOMAIN
+from .tail import Form, Tail, find_tail
 from .verify import verify_cut
 
 __all__ = [

@@ -34,7 +34,7 @@ def describe(model: str | os.PathLike[str] | bytes | Any) -> dict[str, Any]:
             for o in proto.graph.output
         ],
         "maps": dict(tail.maps),
-        "map_dtype": tail.map_dtype,
+        "map_dtype": tail.map_dtypes["box_0"],
         "box_format": tail.box_format if tail.kind == "native" else None,
         "tail_operators": dict(tail.ops),
         "opsets": {o.domain or "ai.onnx": o.version for o in proto.opset_import},

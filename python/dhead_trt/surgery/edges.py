@@ -21,13 +21,13 @@ def import_graph(model: Any) -> Any:
 
 
 def export_graph(graph: Any, original: Any) -> Any:
-    """onnx_graphsurgeon.Graph → onnx.ModelProto, pruned and sorted.
+    """onnx_graphsurgeon.Graph → onnx.ModelProto, pruned (of unused inputs too) and sorted.
 
     What GraphSurgeon leaves out is copied back from `original`: metadata, document strings, IR version, producer,
     quantization annotations, node metadata.
     """
     gs = require("onnx_graphsurgeon")
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    graph.cleanup(remove_unused_graph_inputs=True).toposort()
     model = gs.export_onnx(graph)
     model.ir_version = original.ir_version
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):

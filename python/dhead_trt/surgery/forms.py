@@ -1,7 +1,7 @@
 """convert: the four forms of a graph.
 
-`raw` ends at the raw maps. `decoded` and `detections` end in one node of ONNX domain "dhead" (version 1), which TensorRT
-resolves to a plugin of the same name, version "1", empty namespace. Its inputs are the raw maps in the order of
+`raw` ends at the raw maps. `decoded` and `detections` end in one node of ONNX domain "dhead" (version 1), which
+TensorRT resolves to a plugin of the same name, version "1", empty namespace. Its inputs are the raw maps in the order of
 `HeadSpec.input_names` (box_0, cls_0, box_1, cls_1, …, then obj_0, …), all float32 or all float16.
 
 DHeadDecode → boxes [B, A, 4] float32 xyxy, scores [B, A, C] float32
@@ -40,8 +40,8 @@ from ..spec import HeadSpec
 from .edges import export_graph, import_graph
 from .load import load_model, require
 from .metadata import FORM_KEY, SPEC_KEY, write_metadata
-from .run import Session, graph_inputs, random_inputs
-from .tail import DOMAIN, Form, Tail, find_tail, input_sizes
+from .run import DOMAIN, graph_inputs
+from .tail import Form, Tail, find_tail
 from .verify import verify_cut, verify_same
 
 __all__ = ["Conversion", "convert"]
@@ -127,7 +127,9 @@ def _options(
             raise InputError(f"{name} is out of range", received=repr(value), expected="a number from 0 to 1")
     for name, count in (("max_det", max_det), ("max_candidates", max_candidates)):
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1 << 20:
-            raise InputError(f"{name} is out of range", received=repr(count), expected=f"an integer from 1 to {1 << 20}")
+            raise InputError(
+                f"{name} is out of range", received=repr(count), expected=f"an integer from 1 to {1 << 20}"
+            )
     if dynamic and form != "detections":
         raise InputError("dynamic_thresholds needs form 'detections'", received=repr(form))
     return {
@@ -161,8 +163,6 @@ def _cut(source: Any, tail: Tail) -> Any:
         tensor.name = name
         tensor.dtype, tensor.shape = shapes[name]
     graph.outputs = [maps[name] for name in tail.spec.input_names]
-    thresholds = [t for t in graph.inputs if t.name == "thresholds" and tail.kind == "detections"]
-    graph.inputs = [t for t in graph.inputs if t not in thresholds]
     raw = export_graph(graph, source)
     write_metadata(raw, **{SPEC_KEY: tail.spec.to_json(), FORM_KEY: "raw"})
     return raw
@@ -170,19 +170,14 @@ def _cut(source: Any, tail: Tail) -> Any:
 
 def _map_shapes(source: Any, tail: Tail) -> dict[str, tuple[Any, list[int | str]]]:
     """dtype and shape of each raw map: numbers where the input fixes them, else symbols."""
-    from .run import with_outputs
-
-    inputs = [i for i in graph_inputs(source) if not (i.name == "thresholds" and tail.kind == "detections")]
-    feeds = random_inputs(inputs, 1, input_sizes(inputs, tail.spec, None), seed=0)
-    names = dict(tail.maps)
-    arrays = Session(with_outputs(source, list(names.values()))).run(feeds)
+    inputs = graph_inputs(source)
     batch: int | str = next((i.symbols[0] or "batch" for i in inputs if i.dynamic_batch), 0)
     free = any(i.dynamic_size for i in inputs)
     shapes: dict[str, tuple[Any, list[int | str]]] = {}
-    for name, tensor in names.items():
-        array, level = arrays[tensor], name.split("_")[1]
-        size: list[int | str] = [f"height_{level}", f"width_{level}"] if free else list(array.shape[2:])
-        shapes[name] = (array.dtype.type, [batch or array.shape[0], array.shape[1], *size])
+    for name, shape in tail.map_shapes.items():
+        level = name.split("_")[1]
+        size: list[int | str] = [f"height_{level}", f"width_{level}"] if free else list(shape[2:])
+        shapes[name] = (np.dtype(tail.map_dtypes[name]).type, [batch or shape[0], shape[1], *size])
     return shapes
 
 
@@ -205,7 +200,8 @@ def _with_node(raw: Any, tail: Tail, form: Form, options: dict[str, Any]) -> Any
     else:
         keep = options["max_det"]
         op, shapes = "DHeadDetect", {
-            "num_dets": [batch, 1], "det_boxes": [batch, keep, 4], "det_scores": [batch, keep], "det_classes": [batch, keep],
+            "num_dets": [batch, 1], "det_boxes": [batch, keep, 4],
+            "det_scores": [batch, keep], "det_classes": [batch, keep],
         }  # fmt: skip
         attrs |= {k: v for k, v in options.items() if k != "dynamic_thresholds"}
         if options["dynamic_thresholds"]:
@@ -213,7 +209,9 @@ def _with_node(raw: Any, tail: Tail, form: Form, options: dict[str, Any]) -> Any
             graph.inputs.append(thresholds)
             maps.append(thresholds)
     taken = set(graph.tensors())
-    clash = sorted(taken & (set(shapes) | ({"thresholds"} if len(maps) > len(spec.input_names) else set())) - {"thresholds"})
+    clash = sorted(
+        taken & (set(shapes) | ({"thresholds"} if len(maps) > len(spec.input_names) else set())) - {"thresholds"}
+    )
     if clash:
         _rename(graph, clash, taken)
     outputs = [
@@ -241,6 +239,6 @@ def _report(tail: Tail, checks: list[dict[str, Any]], verify: bool) -> dict[str,
         "max_score_error": max((c["max_score_error"] for c in checks if "max_score_error" in c), default=None),
         "sources": dict(tail.sources),
         "box_format": tail.box_format,
-        "map_dtype": tail.map_dtype,
+        "map_dtype": tail.map_dtypes["box_0"],
         "maps": dict(tail.maps),
     }

@@ -67,6 +67,10 @@ class TailFunction:
         self._session, self._extra, self.outputs = session, dict(extra), outputs
         self.shapes, self.dtypes = dict(shapes), dict(dtypes)
 
+    def at(self, extra: Mapping[str, npt.NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]) -> TailFunction:
+        """The same tail at other sizes."""
+        return TailFunction(self._session, extra, shapes, self.dtypes, self.outputs)
+
     def __call__(self, maps: Arrays) -> Rows:
         """Runs the tail."""
         feeds = self._extra | {k: v.astype(self.dtypes[k]) for k, v in maps.items()}
@@ -76,7 +80,8 @@ class TailFunction:
         """Normal maps of standard deviation `scale`, clipped, already rounded to the graph's dtype."""
         rng = np.random.default_rng(seed)
         return {
-            k: np.clip(rng.standard_normal(s) * scale, -limit, limit).astype(self.dtypes[k]) for k, s in self.shapes.items()
+            k: np.clip(rng.standard_normal(s) * scale, -limit, limit).astype(self.dtypes[k])
+            for k, s in self.shapes.items()
         }
 
 
@@ -166,7 +171,8 @@ def _levels(tail: TailFunction) -> tuple[list[Level], int]:
     if kinds not in ({frozenset({"box", "cls"})}, {frozenset({"box", "cls", "obj"})}) or [*order, total] != [0, *ends]:
         raise GraphError(
             "The raw maps do not form levels",
-            received="; ".join(f"anchors from {o}: {sorted(groups[o])} {sizes[o]}" for o in order) + f"; {total} anchors",
+            received="; ".join(f"anchors from {o}: {sorted(groups[o])} {sizes[o]}" for o in order)
+            + f"; {total} anchors",
             expected="for each level one box map and one class map (and one objectness map), covering all anchors",
             fix=RAW_EXPORT,
         )
@@ -186,7 +192,12 @@ def _kind(rows: npt.NDArray[np.intp], num_classes: int, channels: int) -> str | 
 
 
 def _not_a_map(
-    name: str, shape: tuple[int, ...], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], classes: int, total: int
+    name: str,
+    shape: tuple[int, ...],
+    rows: npt.NDArray[np.intp],
+    columns: npt.NDArray[np.intp],
+    classes: int,
+    total: int,
 ) -> GraphError:
     span = f"{columns.size} of {total} anchors" + (f" ({columns[0]}…{columns[-1]})" if columns.size else "")
     return GraphError(
@@ -222,7 +233,7 @@ def _box_format(origin: Rows) -> BoxFormat:
         return "xyxy"
     raise GraphError(
         "The boxes of the output are neither xywh nor xyxy",
-        received=f"for distances of 0, rows 0-3 of the first anchor are {np.array2string(origin[0, :4, 0], precision=4)}",
+        received=f"for distances of 0, the first anchor's rows 0-3 are {np.array2string(origin[0, :4, 0], precision=4)}",
         expected="[cx, cy, 0, 0] or [cx, cy, cx, cy]",
         fix=RAW_EXPORT,
     )

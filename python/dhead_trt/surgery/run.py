@@ -15,9 +15,10 @@ from ..errors import GraphError
 from .edges import export_graph, import_graph
 from .load import require
 
-__all__ = ["Arrays", "InputInfo", "Session", "graph_inputs", "random_inputs", "tail_session", "with_outputs"]
+__all__ = ["DOMAIN", "Arrays", "InputInfo", "Session", "graph_inputs", "random_inputs", "tail_session", "with_outputs"]
 
 Arrays = dict[str, npt.NDArray[Any]]
+DOMAIN = "dhead"
 _LARGE = 1 << 30
 _DTYPES = {1: "float32", 10: "float16", 11: "float64", 2: "uint8", 6: "int32", 7: "int64", 16: "bfloat16", 9: "bool"}
 
@@ -46,14 +47,14 @@ class InputInfo:
 
 
 def graph_inputs(model: Any) -> list[InputInfo]:
-    """The inputs of a graph that are not initializers."""
+    """The inputs of a graph that are not initializers, nor thresholds of a dhead node."""
     constants = {t.name for t in model.graph.initializer}
-    return [InputInfo(v) for v in model.graph.input if v.name not in constants]
+    ours = {name for node in model.graph.node if node.domain == DOMAIN for name in node.input}
+    values = [InputInfo(v) for v in model.graph.input if v.name not in constants]
+    return [i for i in values if not (i.name in ours and i.dims == (2,))]
 
 
-def random_inputs(
-    inputs: Sequence[InputInfo], batch: int, sizes: Mapping[str, tuple[int, int]], seed: int
-) -> Arrays:
+def random_inputs(inputs: Sequence[InputInfo], batch: int, sizes: Mapping[str, tuple[int, int]], seed: int) -> Arrays:
     """Random arrays for a graph's inputs: uniform 0..1 for images (up to 4 channels), normal for features."""
     rng = np.random.default_rng(seed)
     arrays: Arrays = {}
@@ -64,7 +65,11 @@ def random_inputs(
                 received=f"{info.dtype} {list(info.dims)}",
                 expected="float32, float16 or uint8 [B, channels, H, W] with a fixed number of channels",
             )
-        shape = (info.dims[0] or batch, info.dims[1], *(d or s for d, s in zip(info.dims[2:], sizes[info.name], strict=True)))
+        shape = (
+            info.dims[0] or batch,
+            info.dims[1],
+            *(d or s for d, s in zip(info.dims[2:], sizes[info.name], strict=True)),
+        )
         if info.dtype == "uint8":
             arrays[info.name] = rng.integers(0, 256, shape, dtype=np.uint8)
         else:
@@ -80,6 +85,7 @@ class Session:
         ort = require("onnxruntime")
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             with _as_ort_source(model) as source:
                 self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -143,7 +149,7 @@ def with_outputs(model: Any, names: Sequence[str]) -> Any:
 
 
 def tail_session(model: Any, maps: Mapping[str, str]) -> Session:
-    """The tail alone: a session with the tensors `maps` (name → dtype) as inputs, beside those it reads the shape of."""
+    """The tail alone: a session with the tensors `maps` (name → dtype) as inputs, beside any it reads the shape of."""
     graph = import_graph(model)
     tensors = graph.tensors()
     for name, dtype in maps.items():
@@ -151,5 +157,4 @@ def tail_session(model: Any, maps: Mapping[str, str]) -> Session:
         tensor.inputs.clear()
         tensor.dtype, tensor.shape = np.dtype(dtype), None
         graph.inputs.append(tensor)
-    graph.cleanup(remove_unused_graph_inputs=True)
     return Session(export_graph(graph, model))

@@ -14,12 +14,11 @@ from .edges import import_graph
 from .load import load_model
 from .metadata import Facts, read_facts
 from .probe import BoxFormat, Measured, TailFunction, joined, measure
-from .run import Arrays, InputInfo, Session, graph_inputs, random_inputs, tail_session, with_outputs
+from .run import DOMAIN, Arrays, InputInfo, Session, graph_inputs, random_inputs, tail_session, with_outputs
 from .walk import RAW_EXPORT, Walk, walk_back
 
 __all__ = ["DOMAIN", "Form", "Tail", "find_tail", "input_sizes"]
 
-DOMAIN = "dhead"
 Form = Literal["native", "raw", "decoded", "detections"]
 _TASKS = {"segment": "segmentation", "pose": "pose", "obb": "oriented boxes (OBB)", "classify": "classification"}
 _DEFAULT_CELLS = (3, 4)  # of the coarsest level, where the size is dynamic: not square, and quick
@@ -35,7 +34,8 @@ class Tail:
         maps: raw map name (`spec.input_names`) → tensor name in the graph.
         outputs: names of the graph's outputs.
         box_format: of a native output.
-        map_dtype: "float32" or "float16".
+        map_dtypes: raw map name → "float32" or "float16".
+        map_shapes: raw map name → shape, with an example's sizes where the graph is dynamic.
         ops: operators of a native tail, counted.
         sources: fact → where it came from, and what it was checked against.
         function: the tail as a function of its maps (native graphs).
@@ -46,7 +46,8 @@ class Tail:
     maps: Mapping[str, str]
     outputs: tuple[str, ...]
     box_format: BoxFormat = "xyxy"
-    map_dtype: str = "float32"
+    map_dtypes: Mapping[str, str] = field(default_factory=dict)
+    map_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ops: Mapping[str, int] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     function: TailFunction | None = field(default=None, repr=False, compare=False)
@@ -68,7 +69,9 @@ def find_tail(model: str | os.PathLike[str] | bytes | Any, *, spec: HeadSpec | N
     model = load_model(model)
     facts = read_facts(model)
     claim = _agree(spec, facts.spec) if spec and facts.spec else spec or facts.spec
-    node = next((n for n in model.graph.node if n.domain == DOMAIN or n.op_type in ("DHeadDecode", "DHeadDetect")), None)
+    node = next(
+        (n for n in model.graph.node if n.domain == DOMAIN or n.op_type in ("DHeadDecode", "DHeadDetect")), None
+    )
     outputs = tuple(o.name for o in model.graph.output)
     if node is not None or (claim is not None and outputs == claim.input_names):
         return _ours(model, claim, node, outputs)
@@ -99,11 +102,12 @@ def _ours(model: Any, claim: HeadSpec | None, node: Any, outputs: tuple[str, ...
             fix="Convert the original model again with dhead_trt.surgery.convert, or give spec=",
         )
     if node is None:
-        maps, kind = dict(zip(outputs, outputs, strict=True)), "raw"
+        maps: dict[str, str] = dict(zip(outputs, outputs, strict=True))
+        kind: Form = "raw"
     else:
-        kind = {"DHeadDecode": "decoded", "DHeadDetect": "detections"}.get(node.op_type, "")
+        kind = "decoded" if node.op_type == "DHeadDecode" else "detections"
         extra = len(node.input) - len(claim.input_names)
-        if not kind or extra not in (0, 1) or (extra and kind == "decoded"):
+        if node.op_type not in ("DHeadDecode", "DHeadDetect") or extra not in (0, 1) or (extra and kind == "decoded"):
             raise GraphError(
                 "The dhead node is not one that dhead_trt writes",
                 received=f"{node.op_type} with {len(node.input)} inputs",
@@ -119,8 +123,15 @@ def _ours(model: Any, claim: HeadSpec | None, node: Any, outputs: tuple[str, ...
         shape = arrays[tensor].shape
         _same(f"the channels of {name}", shape[1:2], "the graph", (claim.channels(name),), "the metadata dhead_spec")
         _same(f"the size of level {name[4:]}", sizes.setdefault(name[4:], shape[2:]), "another map", shape[2:], name)
-    dtype = str(arrays[maps["box_0"]].dtype)
-    return Tail(claim, kind, maps, outputs, map_dtype=dtype, sources={"spec": "metadata dhead_spec"})  # type: ignore[arg-type]
+    return Tail(
+        claim,
+        kind,
+        maps,
+        outputs,
+        map_dtypes={name: str(arrays[t].dtype) for name, t in maps.items()},
+        map_shapes={name: arrays[t].shape for name, t in maps.items()},
+        sources={"spec": "metadata dhead_spec"},
+    )
 
 
 def _native(model: Any, claim: HeadSpec | None, facts: Facts, outputs: tuple[str, ...]) -> Tail:
@@ -138,21 +149,22 @@ def _native(model: Any, claim: HeadSpec | None, facts: Facts, outputs: tuple[str
     names = [t.name for t in walk.frontier]
     inputs = graph_inputs(model)
     feeds = random_inputs(inputs, 1, input_sizes(inputs, claim, facts), seed=0)
-    arrays = Session(with_outputs(model, names)).run(feeds)
+    arrays = Session(with_outputs(model, [*names, *outputs])).run(feeds)
+    anchors = joined(arrays, outputs, None).shape[2]
+    arrays = {name: arrays[name] for name in names}
+    _refuse_shapes(arrays, anchors)
     function = tail_function(model, arrays, feeds, outputs)
-    _refuse_shapes(walk, arrays, function, model, feeds)
     seen = measure(function)
-    maps = {}
+    maps: dict[str, str] = {}
     for i, level in enumerate(seen.levels):
         maps |= {f"box_{i}": level.box, f"cls_{i}": level.cls} | ({f"obj_{i}": level.obj} if level.obj else {})
     spec, sources = _reconcile(seen, walk, claim, facts, inputs, feeds)
     maps = {name: maps[name] for name in spec.input_names}
-    dtypes = {str(arrays[t].dtype) for t in maps.values()}
-    if not dtypes <= {"float32", "float16"}:
-        raise GraphError("The raw maps have an unsupported type", received=sorted(dtypes), expected="float32 or float16")
-    return Tail(
-        spec, "native", maps, outputs, seen.box_format, "/".join(sorted(dtypes)), walk.ops(), sources, function
-    )
+    dtypes = {name: str(arrays[t].dtype) for name, t in maps.items()}
+    if set(dtypes.values()) not in ({"float32"}, {"float16"}):
+        raise GraphError("The raw maps are of other or mixed types", received=dtypes, expected="float32, or float16")
+    shapes = {name: arrays[t].shape for name, t in maps.items()}
+    return Tail(spec, "native", maps, outputs, seen.box_format, dtypes, shapes, walk.ops(), sources, function)
 
 
 def tail_function(model: Any, arrays: Arrays, feeds: Arrays, outputs: tuple[str, ...]) -> TailFunction:
@@ -168,7 +180,11 @@ def input_sizes(
     """A (height, width) for the dynamic sides of every input; `grow` > 0 gives another, wider one."""
     stride = max(claim.strides) if claim else (facts.stride if facts and facts.stride else 32)
     cells = (_DEFAULT_CELLS[0] + grow, _DEFAULT_CELLS[1] + 2 * grow)
-    features = claim is not None and len(inputs) == claim.num_levels and (len(inputs) > 1 or (inputs[0].dims[1:2] or (0,))[0] not in (1, 3, 4))
+    features = (
+        claim is not None
+        and len(inputs) == claim.num_levels
+        and (len(inputs) > 1 or (inputs[0].dims[1:2] or (0,))[0] not in (1, 3, 4))
+    )
     sizes = {}
     for i, info in enumerate(inputs):
         cell = stride // claim.strides[i] if features and claim else stride
@@ -207,17 +223,14 @@ def _refuse_outputs(model: Any, walk: Walk) -> None:
         )
 
 
-def _refuse_shapes(walk: Walk, arrays: Arrays, function: TailFunction, model: Any, feeds: Arrays) -> None:
-    shapes = {t.name: list(arrays[t.name].shape) for t in walk.frontier}
-    cells = sum(s[2] * s[3] for s in shapes.values() if len(s) == 4)
-    native = Session(model).run(feeds)
-    rows = joined(native, function.outputs, None)
-    branches = cells / rows.shape[2]
+def _refuse_shapes(arrays: Arrays, anchors: int) -> None:
+    shapes = {name: list(a.shape) for name, a in arrays.items()}
+    branches = sum(s[2] * s[3] for s in shapes.values() if len(s) == 4) / anchors
     flat = [s for s in shapes.values() if len(s) != 4]
     if flat or branches not in (2.0, 3.0):
         raise GraphError(
             "The convolutions before the output do not give one box and one class map per level",
-            received=f"maps {shapes} for {rows.shape[2]} anchors",
+            received=f"maps {shapes} for {anchors} anchors",
             expected="box_i [B, 4·bins, Hi, Wi] and cls_i [B, classes, Hi, Wi] with ΣHi·Wi anchors",
             fix="A third branch means pose, segmentation or oriented boxes, which are not supported. " + RAW_EXPORT,
         )
@@ -241,7 +254,11 @@ def _reconcile(
         "level order": "anchor order of the output, measured",
     }
     units: dict[str, tuple[float, ...]] = {"stride": tuple(map(float, seen.strides)), "pixel": (1.0,) * len(seen.units)}
-    fits = [u for u, scale in units.items() if all(math.isclose(a, b, rel_tol=1e-2) for a, b in zip(seen.units, scale, strict=True))]
+    fits = [
+        u
+        for u, scale in units.items()
+        if all(math.isclose(a, b, rel_tol=1e-2) for a, b in zip(seen.units, scale, strict=True))
+    ]
     if not fits:
         raise GraphError(
             "The distance unit of the tail is neither the stride nor the pixel",
@@ -249,7 +266,13 @@ def _reconcile(
             expected="the stride of each level, or 1",
             fix="The box arithmetic of this export is another one, or its stride constants were altered. " + RAW_EXPORT,
         )
-    unit: DistanceUnit = "stride" if "stride" in fits and not (claim and claim.distance_unit in fits) else claim.distance_unit if claim and claim.distance_unit in fits else "pixel"
+    unit: DistanceUnit = (
+        "stride"
+        if "stride" in fits and not (claim and claim.distance_unit in fits)
+        else claim.distance_unit
+        if claim and claim.distance_unit in fits
+        else "pixel"
+    )
     if list(seen.strides) != sorted(seen.strides):
         raise GraphError("The levels are not in ascending order of stride", received=seen.strides, expected="ascending")
     for name, length in walk.dfl.items():

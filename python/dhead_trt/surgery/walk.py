@@ -21,7 +21,22 @@ _LAYOUT = {
     "Cast", "Concat", "DequantizeLinear", "Expand", "Flatten", "Gather", "Identity", "QuantizeLinear", "Reshape",
     "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 }  # fmt: skip
-_MATH = {"Add", "Clip", "Div", "Einsum", "Exp", "Mul", "Neg", "Pow", "ReduceMax", "ReduceSum", "Sigmoid", "Softmax", "Sub", "Max"}
+_MATH = {
+    "Add",
+    "Clip",
+    "Div",
+    "Einsum",
+    "Exp",
+    "Mul",
+    "Neg",
+    "Pow",
+    "ReduceMax",
+    "ReduceSum",
+    "Sigmoid",
+    "Softmax",
+    "Sub",
+    "Max",
+}
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv", "QLinearMatMul", "MatMulInteger"}
 _CONTROL = {"If", "Loop", "Scan", "SequenceMap"}
 _SELECTS = {"NonMaxSuppression": "NMS", "TopK": "an end-to-end (NMS-free) selection", "NonZero": "a score filter"}
@@ -79,6 +94,7 @@ def walk_back(graph: Any) -> Walk:
             result.frontier.append(_raw_map(tensor, {id(t) for t in graph.outputs}))
             continue
         _refuse(graph, node)
+        _note_product(node, result)
         if id(node) not in seen:
             seen.add(id(node))
             result.nodes.append(node)
@@ -102,7 +118,10 @@ def _raw_map(tensor: Any, outputs: set[int]) -> Any:
     while len(tensor.outputs) == 1 and id(tensor) not in outputs:
         node = tensor.outputs[0]
         bias = node.op == "Add" and any(
-            (value := constant(other)) is not None and value.ndim in (3, 4) and value.shape[-2:] == (1, 1) and value.size > 1
+            (value := constant(other)) is not None
+            and value.ndim in (3, 4)
+            and value.shape[-2:] == (1, 1)
+            and value.size > 1
             for other in node.inputs
         )
         if not (bias or node.op in ("Identity", "QuantizeLinear", "DequantizeLinear")):
@@ -131,6 +150,14 @@ def _is_dfl(node: Any, result: Walk) -> bool:
         )
     result.dfl[node.name or node.outputs[0].name] = flat.size
     return True
+
+
+def _note_product(node: Any, result: Walk) -> None:
+    """Notes a DFL written as softmax · constant, then a sum; what the constant really does is measured later."""
+    if node.op == "Mul" and any(_behind_softmax(t) for t in node.inputs):
+        weight = next((w for w in map(constant, node.inputs) if w is not None), None)
+        if weight is not None and weight.size > 1 and np.array_equal(weight.reshape(-1), np.arange(weight.size)):
+            result.dfl[node.name or node.outputs[0].name] = weight.size
 
 
 def _behind_softmax(tensor: Any) -> bool:
