@@ -341,7 +341,7 @@ def _refuse_onnx(model: object) -> None:
             "This is a model, not a built engine",
             received=name,
             expected="the plan that a build wrote",
-            fix=f"Build it first: dhead-trt build {name} --backend openvino --output {Path(model).stem}.engine",
+            fix=f"Build it first: dhead-trt build {name} --backend openvino -o {Path(model).stem}",
         )
 
 

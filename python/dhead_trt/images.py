@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import glob
 import os
-import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,10 +99,8 @@ def _from_file(path: Path) -> Image8:
         raise InputError("The image file is empty", received=f"{path}: 0 bytes", expected="an image")
     pillow = _pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # the error above twice its limit stays
-            with pillow.open(path) as image:
-                return _from_pil(image)
+        with pillow.open(path) as image:
+            return _from_pil(image)
     except pillow.UnidentifiedImageError as e:
         raise InputError(
             "The file is not an image that Pillow knows",

@@ -175,10 +175,16 @@ def _describe(g: _core.LetterboxGeometry) -> Letterbox:
 
 def _threads(threads: int | None, pixels: int) -> int:
     if threads is None:
-        return 1 if pixels < _MANY_PIXELS else min(4, os.cpu_count() or 1)
+        return 1 if pixels < _MANY_PIXELS else min(4, _processors())
     if threads < 1:
         raise InputError("threads is out of range", received=threads, expected="at least 1, or None")
     return int(threads)
+
+
+def _processors() -> int:
+    """Processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _boxes(boxes: npt.ArrayLike) -> npt.NDArray[np.float64]:
