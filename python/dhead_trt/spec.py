@@ -53,13 +53,17 @@ class HeadSpec:
         set_(self, "strides", tuple(_integer("strides", s, 1) for s in _sequence("strides", self.strides)))
         set_(self, "names", tuple(str(n) for n in _sequence("names", self.names)))
         if not 1 <= len(self.strides) <= MAX_LEVELS:
-            raise InputError("HeadSpec.strides has the wrong length", received=len(self.strides), expected=f"1 to {MAX_LEVELS}")
+            raise InputError(
+                "HeadSpec.strides has the wrong length", received=len(self.strides), expected=f"1 to {MAX_LEVELS}"
+            )
         if self.distance_unit not in ("stride", "pixel"):
             raise InputError(
                 "HeadSpec.distance_unit is not known", received=repr(self.distance_unit), expected="'stride' or 'pixel'"
             )
         if not isinstance(self.objectness, bool):
-            raise InputError("HeadSpec.objectness is not a bool", received=repr(self.objectness), expected="True or False")
+            raise InputError(
+                "HeadSpec.objectness is not a bool", received=repr(self.objectness), expected="True or False"
+            )
         if self.names and len(self.names) != self.num_classes:
             raise InputError(
                 "HeadSpec.names does not match num_classes",
@@ -69,7 +73,9 @@ class HeadSpec:
         if self.image_size is not None:
             size = _sequence("image_size", self.image_size)
             if len(size) != 2:
-                raise InputError("HeadSpec.image_size has the wrong length", received=len(size), expected="(height, width)")
+                raise InputError(
+                    "HeadSpec.image_size has the wrong length", received=len(size), expected="(height, width)"
+                )
             set_(self, "image_size", tuple(_integer("image_size", v, 1) for v in size))
 
     @property
@@ -148,7 +154,9 @@ class HeadSpec:
         try:
             data = json.loads(text)
         except (json.JSONDecodeError, TypeError) as e:
-            raise InputError("HeadSpec is not valid JSON", received=f"{e}", expected="what HeadSpec.to_json wrote") from e
+            raise InputError(
+                "HeadSpec is not valid JSON", received=f"{e}", expected="what HeadSpec.to_json wrote"
+            ) from e
         return cls.from_dict(data)
 
 
@@ -170,4 +178,6 @@ def _sequence(field: str, value: object) -> tuple[Any, ...]:
     try:
         return tuple(value)  # type: ignore[arg-type]
     except TypeError as e:
-        raise InputError(f"HeadSpec.{field} is not a sequence", received=repr(value), expected="a list or a tuple") from e
+        raise InputError(
+            f"HeadSpec.{field} is not a sequence", received=repr(value), expected="a list or a tuple"
+        ) from e
