@@ -151,8 +151,9 @@ def test_sizes(tmp_path: Path) -> None:
         with Engine(artifact.plan, output="raw", threads=2) as engine:
             for size in good:
                 x = small.images(2, size=size)
+                got = engine.infer(x)
                 for name, value in small.torch_maps(small.detector(), x).items():
-                    np.testing.assert_allclose(engine.infer(x)[name], value, rtol=0, atol=1e-3)
+                    np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-3)
             for size in bad:
                 with pytest.raises(InputError, match="wrong shape"):
                     engine.infer(small.images(1, size=size))
@@ -164,8 +165,9 @@ def test_sizes_of_features(tmp_path: Path) -> None:
     with Engine(artifact.plan, output="raw", threads=2) as engine:
         for size in ((32, 32), (64, 96), (96, 128)):
             x = small.features(1, size=size)
+            got = engine.infer(x)
             for name, value in small.torch_maps(small.head(), x).items():
-                np.testing.assert_allclose(engine.infer(x)[name], value, rtol=0, atol=1e-3)
+                np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-3)
         with pytest.raises(InputError, match=r"p3.*expected \[1, 16, 4\.\.12, 4\.\.16\]"):
             engine.infer(small.features(1, size=(128, 128)))
 
@@ -284,7 +286,7 @@ def test_fp16_halves_the_weights(tmp_path: Path) -> None:
         ({"compute_capabilities": "8.6"}, BuildError, "belong to GPU backends"),
         ({"batch": 0}, InputError, "batch"),
         ({"image_size": (1,)}, InputError, "image size"),
-        ({"spec": HeadSpec(9, (8, 16, 32), 17)}, DheadError, ""),
+        ({"spec": HeadSpec(9, (8, 16, 32), 17)}, DheadError, "9"),
         ({"backend": "tensorrt"}, BackendUnavailable, "tensorrt cannot build here"),
     ],
 )
@@ -330,8 +332,6 @@ class Stop(BaseException):
 
 def _fail_in(step: str, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Makes one step of the build raise, after whatever it writes."""
-    from dhead_trt import build as module  # the function shadows nothing: the module is in sys.modules
-
     module = sys.modules["dhead_trt.build"]
 
     def after(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -358,6 +358,8 @@ def _fail_in(step: str, monkeypatch: pytest.MonkeyPatch, error: BaseException) -
 def test_a_failed_build_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException, existing: bool
 ) -> None:
+    if step == "shapes" and isinstance(error, OSError):
+        pytest.skip("no file is written in this step")
     out = tmp_path / "out"
     if existing:
         before = build(small.onnx_bytes("detector"), "openvino", output=out / "e.xml", verify=False)
@@ -483,6 +485,7 @@ def test_winograd_computes_the_same(bias: bool, height: int, width: int) -> None
         [onnx.numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items() if bias or k != "b"],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = onnx.shape_inference.infer_shapes(model)
     before = model.SerializeToString()
     fast, count = use_winograd(model, min_channels=16)
     assert count == 1 and model.SerializeToString() == before

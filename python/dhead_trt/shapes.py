@@ -188,6 +188,7 @@ def run_reference(model: onnx.ModelProto, inputs: dict[str, NDArray[Any]]) -> di
         raise BackendUnavailable("ONNX Runtime is not installed", received=str(e), fix=_ONNX_INSTALL) from e
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         values = session.run(None, inputs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,6 +107,7 @@ class OpenVINOBackend:
         try:
             model = core.read_model(graph.SerializeToString())
             model.reshape({t.name: _partial(ov, t) for t in request.inputs})
+            _steady_names(model)
             ov.save_model(model, str(request.folder / request.plan_name), compress_to_fp16=compress)
             inputs = tuple(_info(model.input(t.name), t.name, t) for t in request.inputs)
             outputs = tuple(_info(model.output(v.name), v.name) for v in request.model.graph.output)
@@ -271,6 +273,13 @@ def _hint(core: Any, device: str, precision: str) -> tuple[str, str, str | None]
         note = f"{device} has no {lacks}, so this {precision} engine computes in fp32"
         return "f32", "fp32", note
     return _HINTS[precision], precision, None
+
+
+def _steady_names(model: Any) -> None:
+    """Numbers the nodes that OpenVINO numbered over the whole process, so that equal graphs give equal files."""
+    for i, op in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(re.escape(op.get_type_name()) + r"_\d+", op.get_friendly_name()):
+            op.set_friendly_name(f"{op.get_type_name()}_{i}")
 
 
 def _partial(ov: Any, tensor: TensorInfo) -> Any:
