@@ -95,7 +95,7 @@ def check_out(
     inputs: Iterable[Array],
 ) -> None:
     """Each array of `out` must be writable as it is, and lie apart from all others."""
-    if not isinstance(out, tuple) or len(out) != len(names):
+    if not isinstance(out, (tuple, list)) or len(out) != len(names):
         raise InputError("out is not the right tuple", received=type(out).__name__, expected=f"({', '.join(names)})")
     for name, array, shape, dtype in zip(names, out, shapes, dtypes, strict=True):
         _check_array(f"out {name}", array, (dtype,))
