@@ -12,6 +12,7 @@
 
 #include "builder.h"
 #include "library.h"
+#include "trt_convert.h"
 #include "trt_errors.h"
 
 namespace py = pybind11;
@@ -125,25 +126,6 @@ class Build {
     std::atomic<bool> cancelled_{false};
     std::optional<py::error_already_set> error_;
 };
-
-py::tuple tuple_of(const Shape& shape) { return py::tuple(py::cast(shape)); }
-
-py::dict dict_of(const TensorInfo& t) {
-    py::list profiles;
-    for (const auto& p : t.profiles) profiles.append(py::make_tuple(tuple_of(p.min), tuple_of(p.opt), tuple_of(p.max)));
-    py::dict d;
-    d["name"] = t.name;
-    d["dtype"] = name(t.type);
-    d["shape"] = tuple_of(t.shape);
-    d["profiles"] = py::tuple(profiles);
-    return d;
-}
-
-py::list list_of(const std::vector<TensorInfo>& tensors) {
-    py::list list;
-    for (const auto& t : tensors) list.append(dict_of(t));
-    return list;
-}
 
 using PyRange = std::tuple<Shape, Shape, Shape>;
 
@@ -271,4 +253,5 @@ PYBIND11_MODULE(DHEAD_TRT_MODULE, m) {
           py::arg("mark_outputs") = std::vector<std::string>{}, py::arg("mark_all_outputs") = false,
           py::arg("plugins") = std::vector<std::string>{}, py::arg("device") = 0, py::arg("output") = "",
           py::arg("progress") = py::none(), py::arg("log") = py::none());
+    bind_engine(m);
 }

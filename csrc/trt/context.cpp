@@ -5,7 +5,7 @@
 namespace dhead::trt {
 
 ContextPool::~ContextPool() {
-    for (auto& context : idle_) {  // work may still be running on a caller's stream
+    for (const auto& context : idle_) {  // work may still be running on a caller's stream
         if (context->pending) cuda_.EventSynchronize(context->done.get());
     }
 }
@@ -50,19 +50,20 @@ std::unique_ptr<Context> ContextPool::take(CudaStream stream, bool any_stream) {
     }
 }
 
-void ContextPool::give(std::unique_ptr<Context> context, bool discard) noexcept {
+void ContextPool::give(std::unique_ptr<Context> context, Fate fate) noexcept {
     if (!context) return;
-    if (discard) {
+    if (fate == Fate::kDiscard) {
         if (context->pending) cuda_.EventSynchronize(context->done.get());
         if (context->stream) cuda_.StreamSynchronize(context->stream.get());
         context.reset();
     }
     {
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (context) {
+        if (fate == Fate::kReuse) {
             idle_.push_back(std::move(context));  // reserved in make()
         } else {
             --total_;
+            if (fate == Fate::kKeep) kept_.push_back(std::move(context));
         }
     }
     returned_.notify_one();

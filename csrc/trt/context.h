@@ -53,30 +53,34 @@ class ContextPool {
         : engine_(engine), cuda_(cuda), num_tensors_(num_tensors), max_contexts_(max_contexts) {}
     ~ContextPool();
 
+    enum class Fate { kReuse, kDiscard, kKeep };
+
     // A context for one call; goes back to the pool at the end of the scope, unless `discard` was called because the
     // call failed half-way and its state is not known.
     class Lease {
       public:
         Lease(ContextPool& pool, CudaStream stream, bool any_stream)
             : pool_(pool), context_(pool.take(stream, any_stream)) {}
-        ~Lease() { pool_.give(std::move(context_), discard_); }
+        ~Lease() { pool_.give(std::move(context_), fate_); }
         Lease(const Lease&) = delete;
         Lease& operator=(const Lease&) = delete;
         Context* operator->() const { return context_.get(); }
         Context& operator*() const { return *context_; }
-        void discard() { discard_ = true; }
+        void discard() { fate_ = Fate::kDiscard; }
+        // Leaves the context out of the pool, but alive: a CUDA graph of the caller's holds it.
+        void keep() { fate_ = Fate::kKeep; }
 
       private:
         ContextPool& pool_;
         std::unique_ptr<Context> context_;
-        bool discard_ = false;
+        Fate fate_ = Fate::kReuse;
     };
 
     int size() const;
 
   private:
     std::unique_ptr<Context> take(CudaStream stream, bool any_stream);
-    void give(std::unique_ptr<Context> context, bool discard) noexcept;
+    void give(std::unique_ptr<Context> context, Fate fate) noexcept;
     std::unique_ptr<Context> make();
 
     nvinfer1::ICudaEngine& engine_;
@@ -85,7 +89,7 @@ class ContextPool {
     const int max_contexts_;
     mutable std::mutex mutex_;
     std::condition_variable returned_;
-    std::vector<std::unique_ptr<Context>> idle_;
+    std::vector<std::unique_ptr<Context>> idle_, kept_;
     int total_ = 0;
 };
 

@@ -16,6 +16,7 @@ using CudaEvent = void*;   // cudaEvent_t
 
 // Numbers of the CUDA runtime API; they have not changed since CUDA 10.1.
 constexpr int kCudaOutOfMemory = 2;
+constexpr int kCudaInvalidHandle = 400;
 constexpr int kCudaNotReady = 600;
 constexpr int kCudaHostToDevice = 1, kCudaDeviceToHost = 2, kCudaDeviceToDevice = 3;
 constexpr int kCudaAttrMajor = 75, kCudaAttrMinor = 76;

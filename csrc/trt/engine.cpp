@@ -350,10 +350,10 @@ void Engine::infer(const std::vector<Array>& inputs, std::vector<Array>& outputs
     }
     std::vector<Shape> shapes;
     shapes.reserve(ni);
-    bool device_arrays = false, host_outputs = false;
+    bool device_arrays = false, host_inputs = false, host_outputs = false;
     for (const auto& a : inputs) {
         shapes.push_back(a.shape);
-        device_arrays = device_arrays || a.on_device;
+        (a.on_device ? device_arrays : host_inputs) = true;
     }
     const std::shared_ptr<const ShapePlan> plan = s.plan_for(shapes);
     for (std::size_t i = 0; i < ni; ++i) s.check_array(inputs[i], s.inputs[i], shapes[i]);
@@ -368,14 +368,26 @@ void Engine::infer(const std::vector<Array>& inputs, std::vector<Array>& outputs
     CudaStream stream = options.has_stream ? options.stream : c->stream.get();
     int capturing = kCudaCaptureNone;
     try {
-        if (options.has_stream && s.options.cuda_graphs) {
+        if (options.has_stream) {
+            if (stream != c->last_stream) {
+                const int status = cuda.EventRecord(c->entry.get(), stream);
+                if (status == kCudaInvalidHandle) {
+                    cuda.GetLastError();
+                    throw Error(ErrorKind::kInput, "The stream cannot be used by this engine",
+                                "a stream of another device", "a stream of device " + std::to_string(s.options.device));
+                }
+                cuda.check(status, "looking at the stream");
+            }
             cuda.check(cuda.StreamIsCapturing(stream, &capturing), "looking at the stream");
+            if (capturing != kCudaCaptureNone && (host_outputs || host_inputs)) {
+                throw Error(ErrorKind::kInput, "Host arrays cannot be part of a graph that is being captured", "",
+                            "device arrays");
+            }
         }
         // Order this call behind the context's last one, and, on a stream of our own, behind the default stream, where
         // the arrays came from unless the caller said otherwise.
         if (c->pending && c->last_stream != stream) {
-            cuda.check(cuda.StreamWaitEvent(stream, c->done.get(), 0),
-                       "waiting on the stream given (is it of another device?)");
+            cuda.check(cuda.StreamWaitEvent(stream, c->done.get(), 0), "ordering behind the last call");
         }
         const auto wait_for = [&](CudaStream other) {
             cuda.check(cuda.EventRecord(c->entry.get(), other), "ordering behind another stream");
@@ -475,8 +487,7 @@ void Engine::infer(const std::vector<Array>& inputs, std::vector<Array>& outputs
             cuda.check(cuda.StreamSynchronize(stream), "running the engine");
         } else if (capturing == kCudaCaptureNone) {
             c->pending = true;
-            cuda.check(cuda.EventRecord(c->done.get(), stream),
-                       "recording on the stream given (is it of another device?)");
+            cuda.check(cuda.EventRecord(c->done.get(), stream), "marking the end of the call");
         }
         for (std::size_t i = 0; i < no; ++i) {
             if (!outputs[i].on_device) std::memcpy(outputs[i].data, c->staging[ni + i].host(), plan->output_bytes[i]);

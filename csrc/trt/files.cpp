@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -48,7 +49,10 @@ std::vector<char> read_file(const std::string& path, ErrorKind kind, const char*
     std::ifstream in(path, std::ios::binary | std::ios::ate);
     if (!in) throw Error(kind, std::string(what) + " cannot be read: " + path, std::strerror(errno), "a readable file");
     const std::streamoff size = in.tellg();
-    if (size < 0) throw Error(kind, std::string(what) + " cannot be read: " + path, "a folder", "a file");
+    struct stat st{};
+    if (size < 0 || stat(path.c_str(), &st) != 0 || !S_ISREG(st.st_mode)) {
+        throw Error(kind, std::string(what) + " cannot be read: " + path, "not a regular file", "a file");
+    }
     std::vector<char> bytes(static_cast<std::size_t>(size));
     in.seekg(0);
     if (size > 0 && !in.read(bytes.data(), size)) {
