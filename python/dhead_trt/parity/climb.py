@@ -119,7 +119,9 @@ class Climb:
             self.skip(name, f"{artifact.plan.name}: {e}")
             return
         with engine:
-            tolerance = TOLERANCES["network", engine.precision]
+            # weights kept in half precision are rounded, whatever the engine computes in
+            precision = artifact.precision if artifact.precision == "fp16" else engine.precision
+            tolerance = TOLERANCES["network", precision]
             feeds = {t.name: x.astype(t.dtype) for t, x in zip(engine.inputs, self.feeds.values(), strict=True)}
 
             def work() -> tuple[Any, Any]:

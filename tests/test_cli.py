@@ -1,0 +1,544 @@
+"""The command line: every subcommand end to end, its errors in one line, its progress, its exit status."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dhead_trt
+from dhead_trt import cli
+from dhead_trt.artifact import Artifact
+from dhead_trt.cli import common
+from dhead_trt.progress import Progress, duration
+from dhead_trt.tables import facts, size, table
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = (sys.executable, "-m", "dhead_trt")
+
+HEAD = """
+import torch
+from dhead_trt.heads import YOLOv8DecoupledHead
+
+def make():
+    torch.manual_seed(1)
+    head = YOLOv8DecoupledHead(num_classes=3, in_channels=(8, 8, 8))
+    with torch.no_grad():
+        for pred in head.cls_preds:
+            pred.weight.mul_(6)
+            pred.bias.fill_(-1.0)
+    return head
+
+instance = make()
+number = 3
+"""
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a module that makes a small head."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_heads.py").write_text(HEAD)
+    sys.modules.pop("my_heads", None)
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """The one line of an error; the status is 2, nothing goes to standard output."""
+    assert cli.main([str(a) for a in args]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.startswith("  ")]  # progress is indented
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+# -- frame ------------------------------------------------------------------------------------------------------------
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dhead-trt {dhead_trt.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [None, *cli.COMMANDS])
+def test_help_explains_and_gives_examples(command: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*([command] if command else []), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "examples:\n  dhead-trt " in text
+    if command is None:
+        for name, summary in cli.COMMANDS.items():
+            assert name in text
+            assert summary in text
+    else:
+        assert f"usage: dhead-trt {command}" in text
+        assert f"\n  dhead-trt {command} " in text
+
+
+def test_examples_parse() -> None:
+    """What the help shows is accepted by the parser."""
+    import importlib
+
+    parser = cli.build_parser()
+    seen = 0
+    for name in cli.COMMANDS:
+        module = importlib.import_module(f"dhead_trt.cli.{name}")
+        for line in module.EXAMPLES.splitlines():
+            if line.startswith("  dhead-trt "):
+                words = re.split(r"\s{2,}", line.strip())[0].split()
+                args = parser.parse_args(words[1:])
+                assert args.command == name
+                seen += 1
+    assert seen >= 15
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["build"], "MODEL"),
+        (["build", "a.onnx", "--batch", "4,2,1"], "'4,2,1' is no batch"),
+        (["build", "a.onnx", "--batch", "0"], "'0' is no batch"),
+        (["build", "a.onnx", "--batch", "1,2"], "'1,2' is no batch"),
+        (["build", "a.onnx", "--image-size", "640x"], "'640x' is no image size"),
+        (["build", "a.onnx", "--image-size", "1,2"], "'1,2' is no image size or range"),
+        (["build", "a.onnx", "--fp16", "--bf16"], "not allowed with"),
+        (["build", "a.onnx", "--backend", "cuda"], "invalid choice: 'cuda'"),
+        (["export", "decoupled", "--size", "q"], "invalid choice: 'q'"),
+    ],
+)
+def test_usage_errors_are_one_line(words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, *words)
+    assert part in line
+    assert line.endswith("--help)")
+
+
+def test_help_imports_no_heavy_package() -> None:
+    code = (
+        "import sys; from dhead_trt import cli; cli.main(['build', '--help']);"
+        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'torch', 'onnx', 'openvino', 'PIL', 'matplotlib'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_interrupt_ends_with_130(inside: Path) -> None:
+    (inside / "slow.py").write_text("import time\n\ndef make():\n    print('ready', flush=True)\n    time.sleep(60)\n")
+    process = subprocess.Popen(
+        [*COMMAND, "export", "slow:make", "-o", "a.onnx"],
+        cwd=inside, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err
+    assert not (inside / "a.onnx").exists()
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    """As `dhead-trt doctor | head -1` leaves it."""
+    process = subprocess.Popen([*COMMAND, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=60)
+    assert err == b""
+    assert process.returncode == 141
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from dhead_trt import doctor
+
+    monkeypatch.setattr(doctor, "collect", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor"])
+    assert "bug in dhead_trt" in capsys.readouterr().err
+
+
+def test_traceback_on_request(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "absent.onnx", "--traceback"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert err.splitlines()[-1].startswith("error: There is no such file")
+
+
+# -- doctor -----------------------------------------------------------------------------------------------------------
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json", "-"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["version"] == dhead_trt.__version__
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for backend in data["backends"]:
+        assert backend["name"] in text
+
+
+# -- export and inspect -----------------------------------------------------------------------------------------------
+
+
+def test_export_inspect_round_trip(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", "my_heads:make", "-o", "made/head.onnx", "--image-size", "96x128", "--json", "-"]
+    assert cli.main(words) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["graph"] == "made/head.onnx"
+    assert (made["form"], made["classes"], made["bins"]) == ("native", 3, 17)
+    assert cli.main(["inspect", "made/head.onnx", "--json", "-"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["kind"] == "onnx"
+    assert seen["form"] == "native"
+    assert seen["spec"]["strides"] == [8, 16, 32]
+    assert [i["name"] for i in seen["inputs"]] == ["p3", "p4", "p5"]
+    assert cli.main(["inspect", "made/head.onnx"]) == 0
+    text = capsys.readouterr().out
+    assert "17, distances in strides" in text
+    assert "p3 float32" in text
+    assert cli.main(["export", "made/head.onnx", "--form", "detections"]) == 0
+    assert "detections (was native)" in capsys.readouterr().out
+    assert cli.main(["inspect", "head-detections.onnx", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["form"] == "detections"
+
+
+def test_export_fp16_computes_in_half(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import onnx
+
+    assert cli.main(["export", "my_heads:instance", "--image-size", "64", "--fp16", "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    model = onnx.load("my_heads-native-fp16.onnx")
+    types = {t.data_type for t in model.graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    assert {i.type.tensor_type.elem_type for i in model.graph.input} == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("head", common.HEADS)
+def test_own_heads_can_be_named(head: str) -> None:
+    args = cli.build_parser().parse_args(["export", head, "--num-classes", "2"])
+    source = common.resolve(args)
+    assert source.name == head
+    assert source.model is not None
+    assert source.model.spec.num_classes == 2
+    assert not source.model.training
+
+
+def test_weights_are_loaded(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from dhead_trt.heads import YOLOv8DecoupledHead
+
+    torch.manual_seed(9)
+    other = YOLOv8DecoupledHead(num_classes=3, in_channels=(8, 8, 8))
+    torch.save(other.state_dict(), "best.pt")
+    args = cli.build_parser().parse_args(["export", "my_heads:make", "--weights", "best.pt"])
+    loaded = common.resolve(args).model
+    assert loaded is not None
+    assert torch.equal(loaded.cls_preds[0].weight, other.cls_preds[0].weight)
+    torch.save({"a": torch.zeros(1)}, "wrong.pt")
+    line = refused(capsys, "export", "my_heads:make", "--weights", "wrong.pt")
+    assert "wrong.pt does not hold the weights of this network" in line
+
+
+@pytest.mark.parametrize(
+    ("model", "part"),
+    [
+        ("absent.onnx", "There is no such model"),
+        ("no_such_module:make", "Cannot import 'no_such_module:make'"),
+        ("my_heads:absent", "Cannot import 'my_heads:absent'"),
+        ("my_heads:number", "gives no PyTorch module"),
+        ("best.pt", "does not say which network"),
+        ("empty.onnx", "empty"),
+        ("text.onnx", "text"),
+    ],
+)
+def test_bad_models(model: str, part: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (inside / "best.pt").write_bytes(b"x")
+    (inside / "empty.onnx").touch()
+    (inside / "text.onnx").write_text("hello, this is text\n")
+    for command in ("export", "build", "parity"):
+        assert part in refused(capsys, command, model, *(["-o", "out/made"] if command != "parity" else []))
+    assert not any(p.is_file() for p in (inside / "out").glob("**/*"))
+
+
+def test_bad_options(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--size does not apply" in refused(capsys, "export", "stable", "--size", "n")
+    assert "--num-classes is out of range" in refused(capsys, "export", "decoupled", "--num-classes", "-1")
+    assert "--io-fp16 goes with --fp16" in refused(capsys, "export", "decoupled", "--io-fp16")
+    assert "The output is a folder" in refused(capsys, "export", "my_heads:make", "-o", ".")
+
+
+# -- build, infer, parity ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built(inside: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The small head as an OpenVINO engine for batches of 1 to 3."""
+    words = ["build", "my_heads:make", "--backend", "openvino", "--batch", "1,2,3", "--image-size", "96x128"]
+    assert cli.main([*words, "-o", "engines/head"]) == 0
+    out, err = capsys.readouterr()
+    assert "engines/head.xml" in out
+    assert "openvino" in out
+    assert err.startswith("  openvino: ")
+    return inside / "engines" / "head.xml"
+
+
+def test_build_makes_what_it_says(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = Artifact.load(built)
+    assert (artifact.backend, artifact.precision, artifact.form) == ("openvino", "fp32", "raw")
+    assert artifact.inputs[0].shape[1:] == (8, 12, 16)
+    assert sorted(p.name for p in built.parent.iterdir()) == ["head.bin", "head.json", "head.xml"]
+    assert cli.main(["inspect", str(built)]) == 0
+    text = capsys.readouterr().out
+    assert "checksums match" in text
+    assert "[1..3, 8, 12, 16]" in text
+    assert cli.main(["inspect", str(built.with_suffix(".json")), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["backend"] == "openvino"
+
+
+def test_inspect_sees_a_damaged_engine(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = built.with_suffix(".bin")
+    weights.write_bytes(weights.read_bytes()[:-8])
+    assert "head.bin is truncated" in refused(capsys, "inspect", built)
+    assert "head.bin is truncated" in refused(capsys, "infer", built, built)
+    assert cli.main(["inspect", str(built), "--no-verify"]) == 0
+
+
+def test_build_for_all_passes_over_what_cannot(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dhead_trt.backends import available_backends
+
+    words = ["build", "my_heads:make", "--backend", "all", "--image-size", "64", "-o", "head", "--json", "s.json", "-q"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr() == ("", "")
+    summary = {row["backend"]: row for row in json.loads((inside / "s.json").read_text())}
+    for name, state in available_backends().items():
+        if state.can_build:
+            plan = Path(summary[name]["plan"])
+            assert plan.stem == f"head-{name}"
+            assert Artifact.load(plan).backend == name
+        else:
+            assert summary[name]["plan"] is None
+            assert summary[name]["reason"] == state.reason
+
+
+def test_a_backend_asked_for_by_name_must_build(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "build", "my_heads:make", "--backend", "tensorrt", "--image-size", "64")
+    assert "tensorrt cannot build here" in line
+    assert "stands alone" in refused(capsys, "build", "my_heads:make", "--backend", "all", "--backend", "openvino")
+
+
+def test_infer_features(built: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A batch of two feature sets gives two results, equal to the oracle's on the torch head's maps."""
+    import torch
+
+    from dhead_trt import reference
+
+    sys.path.insert(0, str(inside))
+    import my_heads
+
+    rng = np.random.default_rng(0)
+    shapes = ((2, 8, 12, 16), (2, 8, 6, 8), (2, 8, 3, 4))
+    features = {f"p{i + 3}": rng.standard_normal(s).astype("f4") for i, s in enumerate(shapes)}
+    np.savez("features.npz", **features)
+    assert cli.main(["infer", str(built), "features.npz", "--json", "-", "--conf", "0.6", "--out", "found"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    head = my_heads.make().eval()
+    with torch.inference_mode():
+        maps = {k: v.numpy() for k, v in head.raw([torch.from_numpy(v) for v in features.values()]).items()}
+    want = reference.detect(maps, head.spec, conf=0.6)
+    assert [len(image["detections"]) for image in found] == want.num_dets.reshape(-1).tolist()
+    assert sum(want.num_dets.reshape(-1)) > 3
+    for image, data in enumerate(found):
+        assert data["image_size"] == [96, 128]
+        for row, detection in enumerate(data["detections"]):
+            assert detection["class_id"] == want.classes[image, row]
+            assert np.abs(np.subtract(detection["xyxy"], want.boxes[image, row])).max() < 0.05
+            assert abs(detection["confidence"] - want.scores[image, row]) < 1e-4
+    assert sorted(p.name for p in Path("found").iterdir()) == ["features-0.json", "features-1.json"]
+
+
+def test_infer_refuses(built: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "There is no such input" in refused(capsys, "infer", built, "absent.png")
+    (inside / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
+    assert "Not a readable .npz file" in refused(capsys, "infer", built, "bad.npz")
+    np.savez("other.npz", x=np.zeros((1, 2)))
+    assert "input names do not match" in refused(capsys, "infer", built, "other.npz")
+    assert "cannot be mixed" in refused(capsys, "infer", built, "other.npz", "my_heads.py")
+    assert "There is no engine here" in refused(capsys, "infer", "absent.xml", "other.npz")
+
+
+def test_infer_pictures(doclaynet: Path, sample_page: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real model: build, detect on two pictures in a folder, draw, and write JSON that reads back."""
+    from PIL import Image
+
+    from dhead_trt.detections import Detections
+
+    (inside / "pages").mkdir()
+    page = Image.open(sample_page)
+    page.save("pages/a.png")
+    page.resize((620, 877)).save("pages/b.jpg")
+    assert cli.main(["build", str(doclaynet), "--backend", "openvino", "-o", "doc", "-q"]) == 0
+    assert cli.main(["infer", "doc.xml", "pages", "--out", "results"]) == 0
+    text = capsys.readouterr().out
+    assert "Section-header" in text
+    assert "detections in 2 files" in text
+    assert sorted(p.name for p in Path("results").iterdir()) == ["a.json", "a.png", "b.json", "b.png"]
+    found = Detections.from_json(Path("results/a.json"))
+    assert len(found.counts()) == 11
+    assert found.image_size == (1754, 1240)
+    drawn = np.asarray(Image.open("results/a.png").convert("RGB"))
+    assert drawn.shape == (1754, 1240, 3)
+    assert (drawn != np.asarray(page.convert("RGB"))).any(axis=2).sum() > 10_000
+    words = ["infer", "doc.xml", "pages/a.png", "--class", "Table", "--class", "10", "--json", "-", "-q"]
+    assert cli.main(words) == 0
+    (one,) = json.loads(capsys.readouterr().out)
+    assert {d["name"] for d in one["detections"]} == {"Table", "Title"}
+    assert "'Tisch'" in refused(capsys, *words[:4], "Tisch")
+
+
+def test_parity_of_an_engine(built: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["parity", str(built), "--against", "my_heads:make", "--json", "p.json", "--plot", "p.png"]
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert "openvino fp32" in text
+    assert text.rstrip().endswith("not run here")
+    data = json.loads(Path("p.json").read_text())
+    assert data["passed"] is True
+    assert data["model"] == "my_heads:make"
+    assert Path("p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_parity_fails_with_1(built: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (inside / "other_heads.py").write_text(HEAD.replace("manual_seed(1)", "manual_seed(2)"))
+    assert cli.main(["parity", str(built), "--against", "other_heads:make"]) == 1
+    out, err = capsys.readouterr()
+    assert "Failed:" in out
+    assert "error:" not in err
+
+
+def test_parity_refuses(built: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "parity", built)
+    assert "Name the original: --against" in line
+    np.savez("x.npz", x=np.zeros((1, 2)))
+    assert "other names" in refused(capsys, "parity", "my_heads:make", "--input", "x.npz")
+    assert "There is no such input" in refused(capsys, "parity", "my_heads:make", "--input", "y.npz")
+    assert "neither a picture nor .npz" in refused(capsys, "parity", "my_heads:make", "--input", "my_heads.py")
+
+
+# -- progress and tables ----------------------------------------------------------------------------------------------
+
+
+def test_progress_in_a_file_is_one_line_a_phase() -> None:
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        for i in range(100):
+            progress("reading", i / 100)
+        progress("writing")
+    lines = stream.getvalue().splitlines()
+    assert lines == ["  reading: 0.0 s", "  writing: 0.0 s"]
+
+
+def test_progress_says_nothing_when_disabled() -> None:
+    stream = io.StringIO()
+    with Progress(stream, enabled=False) as progress:
+        progress("reading", 0.5)
+    assert stream.getvalue() == ""
+
+
+def test_progress_on_a_terminal_redraws_one_line() -> None:
+    master, slave = pty.openpty()
+    code = (
+        "import time; from dhead_trt.progress import Progress\n"
+        "with Progress() as p:\n"
+        "    for i in range(5):\n"
+        "        p('working', i / 4); time.sleep(0.06)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stderr=slave, env=os.environ | {"TERM": "xterm", "COLUMNS": "80"}, check=True
+    )
+    os.close(slave)
+    written = b""
+    while True:
+        try:
+            chunk = os.read(master, 4096)
+        except OSError:  # Linux reports the closed other end this way
+            break
+        if not chunk:
+            break
+        written += chunk
+    os.close(master)
+    assert done.returncode == 0
+    text = written.decode()
+    assert text.count("\n") == 1
+    assert "[############............]  50%" in text
+    assert "[########################] 100%" in text
+    assert text.splitlines()[-1].split("\x1b[K")[-1].startswith("  working: 0.")
+
+
+def test_an_error_leaves_no_half_drawn_line() -> None:
+    stream = io.StringIO()
+    with pytest.raises(ZeroDivisionError), Progress(stream) as progress:
+        progress("reading", 1 / (progress._phase is not None))
+    assert stream.getvalue() == ""
+
+
+def test_a_long_phase_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        for i in range(31):
+            progress("building", i / 40)
+            now[0] += 1
+    assert stream.getvalue().splitlines() == [
+        "  building: 25% … 10 s", "  building: 50% … 20 s", "  building: 75% … 30 s", "  building: 31 s",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")])
+def test_size(number: int, text: str) -> None:
+    assert size(number) == text
+
+
+def test_table() -> None:
+    assert table(["a", "figure"], [["x", 1], ["longer", 20]], right=[1]).splitlines() == [
+        "a       figure",
+        "------  ------",
+        "x            1",
+        "longer      20",
+    ]
+    assert table(["名"], [["é"]]).splitlines() == ["名", "--", "é"]
+    with pytest.raises(ValueError, match="has 1 cells"):
+        table(["a", "b"], [["x"]])
+
+
+def test_wrapped_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    text = table(["name", "why"], [["x", "word " * 20]], wrap=True, indent="  ")
+    assert max(map(len, text.splitlines())) <= 50
+    assert text.count("word") == 20
+    assert len({len(line) - len(line.lstrip()) for line in text.splitlines()[3:]}) == 1
+
+
+def test_facts() -> None:
+    assert facts({"a": 1, "long": "x\ny"}, indent=" ") == " a     1\n long  x\n       y"
