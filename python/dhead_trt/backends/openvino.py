@@ -215,7 +215,8 @@ class _Runner:
                     array = _writeable_view(array)
                 request.set_tensor(name, self._tensor(array, shared_memory=True))
             try:
-                request.infer()
+                request.start_async()  # infer() would copy every output
+                request.wait()
             except RuntimeError as e:
                 shapes = ", ".join(f"{name} {list(inputs[name].shape)}" for name in self._inputs)
                 raise InputError(
