@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,13 @@ def _tensors(graph: Any) -> list[Any]:
     return found
 
 
+def _names(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    for named in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        yield named.name
+
+
 def _is_external(onnx: Any, tensor: Any) -> bool:
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
@@ -137,6 +145,8 @@ def _checked(onnx: Any, model: Any, where: str) -> Any:
             expected="a graph with nodes, outputs and an operator set",
             fix=_EXPORT,
         )
+    if not all(isinstance(name, str) for name in _names(model.graph)):  # protobuf gives bytes for what is not UTF-8
+        raise GraphError(f"The model is damaged: {where}", received="names that are not text", fix=_EXPORT)
     external = next((t.name for t in _tensors(model.graph) if _is_external(onnx, t)), None)
     if external is not None:
         raise GraphError(
@@ -144,9 +154,9 @@ def _checked(onnx: Any, model: Any, where: str) -> Any:
             received=f"the tensor {external!r} without its data",
             fix="Give the path of the .onnx file, or load it with onnx.load(path)",
         )
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
     try:
+        if model.functions:
+            model = require("onnx.inliner").inline_local_functions(model)
         if sum(len(t.raw_data) for t in model.graph.initializer) < 1 << 30:  # the checker serialises: 2 GiB at most
             onnx.checker.check_model(model)
     except Exception as e:  # onnx.checker.ValidationError, and what its C++ side lets through
