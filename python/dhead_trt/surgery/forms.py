@@ -1,8 +1,8 @@
 """convert: the four forms of a graph.
 
 `raw` ends at the raw maps. `decoded` and `detections` end in one node of ONNX domain "dhead" (version 1), which
-TensorRT resolves to a plugin of the same name, version "1", empty namespace. Its inputs are the raw maps in the order of
-`HeadSpec.input_names` (box_0, cls_0, box_1, cls_1, …, then obj_0, …), all float32 or all float16.
+TensorRT resolves to a plugin of the same name, version "1", empty namespace. Its inputs are the raw maps in the order
+of `HeadSpec.input_names` (box_0, cls_0, box_1, cls_1, …, then obj_0, …), all float32 or all float16.
 
 DHeadDecode → boxes [B, A, 4] float32 xyxy, scores [B, A, C] float32
 DHeadDetect → num_dets [B, 1] int32, det_boxes [B, max_det, 4] float32, det_scores [B, max_det] float32,

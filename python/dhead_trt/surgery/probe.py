@@ -233,7 +233,7 @@ def _box_format(origin: Rows) -> BoxFormat:
         return "xyxy"
     raise GraphError(
         "The boxes of the output are neither xywh nor xyxy",
-        received=f"for distances of 0, the first anchor's rows 0-3 are {np.array2string(origin[0, :4, 0], precision=4)}",
+        received=f"for distances of 0, the first anchor is {np.array2string(origin[0, :4, 0], precision=4)}",
         expected="[cx, cy, 0, 0] or [cx, cy, cx, cy]",
         fix=RAW_EXPORT,
     )

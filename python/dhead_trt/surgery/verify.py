@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import GraphError
+from ..errors import GraphError, InputError
 from ..reference import decode
 from ..spec import HeadSpec
 from .metadata import read_facts
@@ -91,9 +91,12 @@ def verify_same(first: Any, second: Any, tail: Tail, names: dict[str, str]) -> l
 
 
 def _compare(what: str, rows: npt.NDArray[np.float64], maps: Arrays, tail: Tail, feeds: Arrays) -> Check:
-    boxes, scores = decode({name: maps[name] for name in tail.spec.input_names}, tail.spec)
-    expected = np.concatenate([_formatted(boxes, tail.box_format), scores], axis=2).transpose(0, 2, 1)
     shape = {k: list(v.shape) for k, v in feeds.items()}
+    try:
+        boxes, scores = decode({name: maps[name] for name in tail.spec.input_names}, tail.spec)
+    except (InputError, KeyError) as e:
+        raise _failed(what, f"raw maps that the spec does not describe ({e})", shape) from e
+    expected = np.concatenate([_formatted(boxes, tail.box_format), scores], axis=2).transpose(0, 2, 1)
     if rows.shape != expected.shape:
         raise _failed(what, f"the graph gives {list(rows.shape)}, the decode of the cut {list(expected.shape)}", shape)
     finite = np.isfinite(rows) & np.isfinite(expected)

@@ -104,13 +104,23 @@ def walk_back(graph: Any) -> Walk:
 
 def _data_nodes(graph: Any) -> set[int]:
     """Nodes whose outputs depend on the values (not only the shapes) of the graph's inputs."""
+    owners: dict[int, Any] = {}
+    for node in graph.nodes:
+        owners |= {id(inner): node for inner in _inner_nodes(node)}
     found, pending = set[int](), [node for t in graph.inputs for node in t.outputs]
     while pending:
         node = pending.pop()
         if id(node) not in found and node.op not in ("Shape", "Size"):
             found.add(id(node))
             pending.extend(consumer for t in node.outputs for consumer in t.outputs)
+            pending.extend([owners[id(node)]] if id(node) in owners else [])
     return found
+
+
+def _inner_nodes(node: Any) -> list[Any]:
+    """The nodes of a node's subgraphs, at every depth: they may read tensors of the outer graph."""
+    inner = [n for value in node.attrs.values() if type(value).__name__ == "Graph" for n in value.nodes]
+    return inner + [n for deeper in inner for n in _inner_nodes(deeper)]
 
 
 def _raw_map(tensor: Any, outputs: set[int]) -> Any:
