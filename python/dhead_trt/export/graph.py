@@ -90,8 +90,10 @@ def trace(torch: Any, onnx: Any, wrapper: Any, inputs: Inputs, outputs: Sequence
 
 
 def tidy(onnx: Any, proto: Any) -> None:
-    """Constants become initializers; Identity nodes and what nothing uses go away."""
+    """Constants become initializers; Identity nodes, casts to the same type, and what nothing uses go away."""
     graph = proto.graph
+    types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(proto).graph.value_info}
+    types |= {v.name: v.type.tensor_type.elem_type for v in graph.input}
     alias: dict[str, str] = {}
     outputs = {o.name for o in graph.output}
     kept = []
@@ -102,7 +104,7 @@ def tidy(onnx: Any, proto: Any) -> None:
             tensor = graph.initializer.add()
             tensor.CopyFrom(node.attribute[0].t)
             tensor.name = node.output[0]
-        elif node.op_type == "Identity" and node.output[0] not in outputs:
+        elif _does_nothing(node, types) and node.output[0] not in outputs:
             alias[node.output[0]] = node.input[0]
         else:
             kept.append(node)
@@ -117,6 +119,12 @@ def tidy(onnx: Any, proto: Any) -> None:
     del graph.initializer[:]
     graph.initializer.extend(initializers)
     del graph.value_info[:]
+
+
+def _does_nothing(node: Any, types: Mapping[str, int]) -> bool:
+    return node.op_type == "Identity" or (
+        node.op_type == "Cast" and types.get(node.input[0]) == next(a.i for a in node.attribute if a.name == "to")
+    )
 
 
 def describe_outputs(proto: Any, spec: HeadSpec, form: str, shapes: Any, axes: Mapping[str, Mapping[int, str]]) -> None:

@@ -42,9 +42,7 @@ class LevelGrid(NamedTuple):
         return cls(anchor_centers(height, width, stride, device), height, width)
 
 
-def expected_distances(
-    box: Tensor, bins: int, project: Tensor | None = None, grid: LevelGrid | None = None
-) -> Tensor:
+def expected_distances(box: Tensor, bins: int, project: Tensor | None = None, grid: LevelGrid | None = None) -> Tensor:
     """Box logits [B, 4·bins, H, W] → Σ_j j·softmax(z)_j, [B, 4, H, W], float32; one bin is the distance itself."""
     if bins == 1:
         return box.float()
@@ -57,9 +55,9 @@ def expected_distances(
 
 def anchor_centers(height: int, width: int, stride: int, device: torch.device | None = None) -> Tensor:
     """Centres of a level's anchors, [2, H, W]: x, y in pixels of the network input."""
-    x = (torch.arange(width, device=device).float() + 0.5) * stride
-    y = (torch.arange(height, device=device).float() + 0.5) * stride
-    return torch.stack((x.unsqueeze(0).expand(height, width), y.unsqueeze(1).expand(height, width)))
+    x = (torch.arange(width, device=device).float().unsqueeze(0) + 0.5) * stride  # [1, W]
+    y = (torch.arange(height, device=device).float().unsqueeze(1) + 0.5) * stride  # [H, 1]
+    return torch.stack((x + 0 * y, y + 0 * x))  # ONNX broadcasts a sum in one node; expand would take eight
 
 
 def anchor_boxes(distances: Tensor, stride: int, unit: DistanceUnit, grid: LevelGrid | None = None) -> Tensor:
