@@ -124,6 +124,25 @@ def test_local_functions_are_inlined() -> None:
     assert inner.op_type == "Score", "the model given must not change"
 
 
+def test_nodes_out_of_order() -> None:
+    """As onnxconverter-common writes float16 graphs: valid but for the order."""
+    model = small_detector()
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[1:] + nodes[:1])
+    before = model.SerializeToString()
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(model)
+    for form in ("native", "raw"):
+        result = convert(model, form)
+        onnx.checker.check_model(result.model)
+        assert result.spec == find_tail(small_detector()).spec
+    assert model.SerializeToString() == before
+    circle = small_detector()
+    circle.graph.node[0].input[0] = "a0"
+    refused(circle, "ONNX checker rejects")
+
+
 # -- graphs that are no detect head -----------------------------------------------------------------------------------
 
 

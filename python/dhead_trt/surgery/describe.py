@@ -56,7 +56,7 @@ def describe_text(model: str | os.PathLike[str] | bytes | Any) -> str:
         f"bins           {spec['bins']}",
         f"distance unit  {spec['distance_unit']}",
         f"objectness     {'yes' if spec['objectness'] else 'no'}",
-        f"image size     {spec['image_size'] or 'not fixed'}",
+        f"image size     {' × '.join(map(str, spec['image_size'])) if spec['image_size'] else 'not fixed'}",
         f"raw maps       {d['map_dtype']}",
         *(f"  {name:8s} {tensor}" for name, tensor in d["maps"].items()),
         *(f"input          {i['name']} {i['dtype']} {i['shape']}" for i in d["inputs"]),

@@ -33,7 +33,7 @@ def require(package: str) -> Any:
 
 
 def load_model(source: str | os.PathLike[str] | bytes | Any) -> Any:
-    """Reads and checks an ONNX model; local functions are inlined, external data is loaded.
+    """Reads and checks an ONNX model; local functions are inlined, external data is loaded, nodes sorted if need be.
 
     Args:
         source: a path, the bytes of a model, or an `onnx.ModelProto` (returned as it is where nothing needs doing).
@@ -115,6 +115,39 @@ def _load_external_data(onnx: Any, model: Any, path: Path) -> None:
         ) from e
 
 
+def _in_order(model: Any) -> Any:
+    """The model with its nodes sorted, where they are not (onnxconverter-common appends its casts at the end)."""
+    made = {name for node in model.graph.node for name in node.output if name}
+    ready, waiting, order = set[str](), list(model.graph.node), []
+    while waiting:
+        later = []
+        for node in waiting:
+            if all(name in ready or name not in made for name in _reads(node)):
+                order.append(node)
+                ready.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            return model  # a cycle: the checker says so
+        waiting = later
+    if all(a is b for a, b in zip(order, model.graph.node, strict=True)):
+        return model
+    result = type(model)()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    result.graph.node.extend(order)
+    return result
+
+
+def _reads(node: Any) -> set[str]:
+    """Names that a node reads, itself or in its subgraphs (with those that are made in there)."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for inner in attribute.g.node if attribute.HasField("g") else ():
+            names |= _reads(inner)
+    return names
+
+
 def _tensors(graph: Any) -> list[Any]:
     found = list(graph.initializer)
     for node in graph.node:
@@ -125,7 +158,10 @@ def _tensors(graph: Any) -> list[Any]:
     return found
 
 
-def _names(graph: Any) -> Iterator[Any]:
+def _names(model: Any) -> Iterator[Any]:
+    graph = model.graph
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
     for node in graph.node:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
     for named in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -145,8 +181,8 @@ def _checked(onnx: Any, model: Any, where: str) -> Any:
             expected="a graph with nodes, outputs and an operator set",
             fix=_EXPORT,
         )
-    if not all(isinstance(name, str) for name in _names(model.graph)):  # protobuf gives bytes for what is not UTF-8
-        raise GraphError(f"The model is damaged: {where}", received="names that are not text", fix=_EXPORT)
+    if not all(isinstance(name, str) for name in _names(model)):  # protobuf gives bytes for what is not UTF-8
+        raise GraphError(f"The model is damaged: {where}", received="names or metadata that are not text", fix=_EXPORT)
     external = next((t.name for t in _tensors(model.graph) if _is_external(onnx, t)), None)
     if external is not None:
         raise GraphError(
@@ -157,6 +193,7 @@ def _checked(onnx: Any, model: Any, where: str) -> Any:
     try:
         if model.functions:
             model = require("onnx.inliner").inline_local_functions(model)
+        model = _in_order(model)
         if sum(len(t.raw_data) for t in model.graph.initializer) < 1 << 30:  # the checker serialises: 2 GiB at most
             onnx.checker.check_model(model)
     except Exception as e:  # onnx.checker.ValidationError, and what its C++ side lets through
