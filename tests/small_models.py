@@ -60,7 +60,7 @@ def detector() -> WholeModel:
         return WholeModel(Backbone(), head()).eval()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def onnx_bytes(kind: str, form: str = "raw", dynamic_batch: bool = True, dynamic_size: bool = False) -> bytes:
     """An exported model: kind "head", "stable" or "detector"."""
     import tempfile

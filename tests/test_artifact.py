@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dhead_trt import ArtifactError, DheadError, HeadSpec, InputError
+from dhead_trt import ArtifactError, HeadSpec, InputError
 from dhead_trt.artifact import SCHEMA, Artifact, FileRecord, TensorInfo
 from dhead_trt.files import atomic_files, atomic_path, sha256_of
 
 SPEC = HeadSpec(num_classes=2, strides=(8, 16), bins=4, names=("cat", "Hündchen"), image_size=(64, 32))
 
 
-def make(folder: Path, stem: str = "engine", content: bytes = b"plan" * 100, weights: bytes | None = b"w" * 999) -> Artifact:
+def make(
+    folder: Path, stem: str = "engine", content: bytes = b"plan" * 100, weights: bytes | None = b"w" * 999
+) -> Artifact:
     plan = folder / f"{stem}.xml"
     plan.write_bytes(content)
     files = [FileRecord.of(plan)]
@@ -140,7 +142,10 @@ def test_sidecar_of_another_plan(tmp_path: Path) -> None:
         ({"inputs": "images"}, ["not readable"]),
         ({"inputs": [{"name": "images", "dtype": "float32", "shape": [-2, 3], "profile": None}]}, ["malformed shape"]),
         ({"inputs": [{"name": "images", "dtype": "float33", "shape": [1, 3], "profile": None}]}, ["unknown dtype"]),
-        ({"inputs": [{"name": "images", "dtype": "float32", "shape": [1], "profile": [[1], [1, 2], [1]]}]}, ["profile"]),
+        (
+            {"inputs": [{"name": "images", "dtype": "float32", "shape": [1], "profile": [[1], [1, 2], [1]]}]},
+            ["profile"],
+        ),
         ({"inputs": [{"name": "images", "colour": 1}]}, ["not readable"]),
         ({"outputs": [{"name": "box_0", "dtype": "float32", "shape": [1], "profile": None}]}, ["raw maps"]),
         ({"files": []}, ["lists no files"]),
@@ -170,13 +175,15 @@ _JSON = st.recursive(
 
 @settings(deadline=None, derandomize=True, max_examples=200)
 @given(field=st.sampled_from([f.name for f in dataclasses.fields(Artifact) if f.name != "plan"]), value=_JSON)
-def test_any_value_in_any_field_loads_or_is_refused(tmp_path_factory: pytest.TempPathFactory, field: str, value: Any) -> None:
+def test_any_value_in_any_field_loads_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, field: str, value: Any
+) -> None:
     artifact = make(tmp_path_factory.mktemp("any"))
     edit(artifact, **{field: value})
     try:
         loaded = Artifact.load(artifact.plan)
-    except DheadError as e:
-        assert isinstance(e, ArtifactError)
+    except ArtifactError:
+        pass
     else:
         assert loaded.to_dict().keys() == artifact.to_dict().keys()
 
@@ -204,7 +211,9 @@ def test_tensor_accepts(shape: tuple[int, ...], accepted: bool) -> None:
     assert t.accepts(shape) is accepted
     assert t.describe() == "[1..4, 3, 64, 32]"
     free = TensorInfo("x", "float32", (-1, 3, -1, -1), ((1, 3, -1, -1), (1, 3, -1, -1), (4, 3, -1, -1)))
-    assert free.accepts((4, 3, 1, 999)) and not free.accepts((5, 3, 1, 999)) and not free.accepts((1, 3, 0, 1))
+    assert free.accepts((4, 3, 1, 999))
+    assert not free.accepts((5, 3, 1, 999))
+    assert not free.accepts((1, 3, 0, 1))
     assert free.describe() == "[1..4, 3, any, any]"
 
 
@@ -215,13 +224,15 @@ class Boom(BaseException):
 def test_atomic_path(tmp_path: Path) -> None:
     target = tmp_path / "new" / "deep" / "x.bin"
     with atomic_path(target) as p:
-        assert p.name == "x.bin" and p.parent.parent == target.parent
+        assert p.name == "x.bin"
+        assert p.parent.parent == target.parent
         p.write_bytes(b"1")
     assert target.read_bytes() == b"1"
-    with pytest.raises(Boom), atomic_path(target) as p:
+    with pytest.raises(Boom), atomic_path(target) as p:  # noqa: PT012
         p.write_bytes(b"2")
         raise Boom
-    assert target.read_bytes() == b"1" and os.listdir(target.parent) == ["x.bin"]
+    assert target.read_bytes() == b"1"
+    assert os.listdir(target.parent) == ["x.bin"]
     assert oct(target.stat().st_mode)[-3:] == oct(0o666 & ~_umask())[-3:], "a file only its maker can read"
     with pytest.raises(InputError, match="not written"), atomic_path(target):
         pass

@@ -34,7 +34,8 @@ def test_every_backend_keeps_the_protocol(name: str) -> None:
     assert isinstance(backend, Backend)
     assert backend.name == name
     available = backend.availability()
-    assert available.reason and "\n" not in available.reason
+    assert available.reason
+    assert "\n" not in available.reason
     assert available_backends()[name] == available
     assert not available.can_build or available.version
     assert set(backend.forms) <= {"native", "raw", "decoded", "detections"}
@@ -51,7 +52,9 @@ def test_importing_them_imports_no_library() -> None:
         "import sys; import dhead_trt.backends as b; [b.get_backend(n) for n in b.BACKENDS];"
         "print(sorted({'openvino', 'tensorrt_rtx', 'tensorrt', 'onnx', 'torch', 'onnxruntime'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -73,7 +76,8 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, found: dict[str, str], chosen: st
             choose_backend()
     else:
         backend, why = choose_backend()
-        assert backend.name == chosen and words in why
+        assert backend.name == chosen
+        assert words in why
 
 
 def test_tensorrt_says_why_not(tmp_path: Path) -> None:
@@ -134,7 +138,8 @@ def test_openvino_says_what_the_cpu_lacks(
 
     requested, computed, note = _hint(Core(), "CPU", precision)
     assert (requested, computed) == ("f32", "fp32")
-    assert note is not None and f"{precision} engine computes in fp32" in note
+    assert note is not None
+    assert f"{precision} engine computes in fp32" in note
 
 
 # -- TensorRT for RTX -------------------------------------------------------------------------------------------------
@@ -142,8 +147,20 @@ def test_openvino_says_what_the_cpu_lacks(
 
 @pytest.mark.parametrize(
     ("text", "capability"),
-    [("8.6", "8.6"), ("86", "8.6"), ("sm_86", "8.6"), ("SM86", "8.6"), ("compute_89", "8.9"), ("ada", "8.9")]
-    + [("Turing", "7.5"), ("ampere", "8.6"), ("blackwell", "12.0"), ("sm_120", "12.0"), ("12.1", "12.1"), ("8.0", "8.0")],
+    [
+        ("8.6", "8.6"),
+        ("86", "8.6"),
+        ("sm_86", "8.6"),
+        ("SM86", "8.6"),
+        ("compute_89", "8.9"),
+        ("ada", "8.9"),
+        ("Turing", "7.5"),
+        ("ampere", "8.6"),
+        ("blackwell", "12.0"),
+        ("sm_120", "12.0"),
+        ("12.1", "12.1"),
+        ("8.0", "8.0"),
+    ],
 )
 def test_capability_names(text: str, capability: str) -> None:
     assert parse_capability(text) == capability
@@ -174,7 +191,8 @@ def test_rtx_builds(tmp_path: Path, kind: str, batch: Any) -> None:
     artifact = build(small.onnx_bytes(kind), "tensorrt_rtx", output=tmp_path / "e", batch=batch)
     assert artifact.plan.name == "e.plan"
     assert artifact.plan.stat().st_size > 10_000
-    assert artifact.compute_capabilities == DEFAULT_CAPABILITIES and "7.5" not in DEFAULT_CAPABILITIES
+    assert artifact.compute_capabilities == DEFAULT_CAPABILITIES
+    assert "7.5" not in DEFAULT_CAPABILITIES
     assert any("Turing (7.5) is left out" in n for n in artifact.notes)
     assert artifact.gpu is None
     assert artifact.report["verification"]["skipped"]
@@ -191,7 +209,8 @@ def test_rtx_builds(tmp_path: Path, kind: str, batch: Any) -> None:
 @rtx
 def test_rtx_takes_the_capabilities_asked_for(tmp_path: Path) -> None:
     one = build(small.onnx_bytes("head"), "tensorrt_rtx", output=tmp_path / "a", compute_capabilities="ada")
-    assert one.compute_capabilities == ("8.9",) and not any("Turing" in n for n in one.notes)
+    assert one.compute_capabilities == ("8.9",)
+    assert not any("Turing" in n for n in one.notes)
     every = build(
         small.onnx_bytes("head"), "tensorrt_rtx", output=tmp_path / "b", compute_capabilities=[*CAPABILITIES, "sm_86"]
     )
@@ -206,7 +225,12 @@ def test_rtx_takes_the_capabilities_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("io_dtype", ["float32", "float16"])
 def test_rtx_fp16(tmp_path: Path, io_dtype: str) -> None:
     artifact = build(
-        small.onnx_bytes("head"), "tensorrt_rtx", output=tmp_path / "e", precision="fp16", io_dtype=io_dtype, batch=(1, 2, 4)
+        small.onnx_bytes("head"),
+        "tensorrt_rtx",
+        output=tmp_path / "e",
+        precision="fp16",
+        io_dtype=io_dtype,
+        batch=(1, 2, 4),
     )
     assert artifact.precision == "fp16"
     assert {t.dtype for t in (*artifact.inputs, *artifact.outputs)} == {io_dtype}

@@ -79,7 +79,9 @@ def test_the_sidecar_tells_what_was_built(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
     assert artifact.plan == tmp_path / "e.xml"
     assert data["backend"] == "openvino"
-    assert data["backend_version"] and data["dhead_trt"] and data["precision"] == "fp32"
+    assert data["backend_version"]
+    assert data["dhead_trt"]
+    assert data["precision"] == "fp32"
     assert data["spec"]["image_size"] == list(small.SIZE)
     assert data["inputs"] == [
         {
@@ -173,7 +175,7 @@ def test_sizes_of_features(tmp_path: Path) -> None:
 
 
 def test_a_fixed_size_cannot_be_changed(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="another image size.*128x128 wanted, expected 64x96"):
+    with pytest.raises(BuildError, match=r"another image size.*128x128 wanted, expected 64x96"):
         build(small.onnx_bytes("detector"), "openvino", output=tmp_path / "e", image_size=128)
     with pytest.raises(BuildError, match="another image size at input 'p3'"):
         build(small.onnx_bytes("head"), "openvino", output=tmp_path / "e", image_size=128)
@@ -186,7 +188,9 @@ def test_malformed_batches(batch: Any) -> None:
         batch_range(batch)
 
 
-@pytest.mark.parametrize("size", [0, (640,), (640, 0), (1, 2, 3, 4), 640.0, "640", ((2, 2), (1, 1), (3, 3)), (64.5, 64)])
+@pytest.mark.parametrize(
+    "size", [0, (640,), (640, 0), (1, 2, 3, 4), 640.0, "640", ((2, 2), (1, 1), (3, 3)), (64.5, 64)]
+)
 def test_malformed_sizes(size: Any) -> None:
     with pytest.raises(InputError, match="image size"):
         size_range(size)
@@ -368,7 +372,8 @@ def test_a_failed_build_leaves_nothing(
         with pytest.raises((Stop, BuildError, InputError, RuntimeError)) as caught:
             build(small.onnx_bytes("head"), "openvino", output=out / "e.xml")
     if isinstance(error, OSError):
-        assert isinstance(caught.value, DheadError) and "No space left on device" in str(caught.value)
+        assert isinstance(caught.value, DheadError)
+        assert "No space left on device" in str(caught.value)
     if existing:
         assert Artifact.load(out / "e.xml") == before
         assert listing(out) == ["e.bin", "e.json", "e.xml"]
@@ -422,7 +427,9 @@ def test_progress_is_told(tmp_path: Path) -> None:
     build(small.onnx_bytes("head", "native"), "tensorrt_rtx", output=tmp_path / "e", progress=lambda *a: told.append(a))
     fractions = [f for phase, f in told if phase == "TensorRT for RTX: building" and f is not None]
     assert len(fractions) > 10
-    assert fractions == sorted(fractions) and 0 <= fractions[0] and 0.5 < fractions[-1] <= 1
+    assert fractions == sorted(fractions)
+    assert fractions[0] >= 0
+    assert 0.5 < fractions[-1] <= 1
     phases = list(dict.fromkeys(phase for phase, _ in told))
     assert phases[:2] == ["reading the model", "surgery to form raw"]
 
@@ -431,7 +438,8 @@ def test_auto_says_why(tmp_path: Path) -> None:
     artifact = build(small.onnx_bytes("head"), output=tmp_path / "e")
     assert f"{artifact.backend} builds and runs here" in artifact.notes[0]
     if artifact.backend == "openvino":
-        assert "tensorrt does not run" in artifact.notes[0] and "tensorrt_rtx does not run" in artifact.notes[0]
+        assert "tensorrt does not run" in artifact.notes[0]
+        assert "tensorrt_rtx does not run" in artifact.notes[0]
 
 
 def test_builds_side_by_side(tmp_path: Path) -> None:
@@ -488,7 +496,8 @@ def test_winograd_computes_the_same(bias: bool, height: int, width: int) -> None
     model = onnx.shape_inference.infer_shapes(model)
     before = model.SerializeToString()
     fast, count = use_winograd(model, min_channels=16)
-    assert count == 1 and model.SerializeToString() == before
+    assert count == 1
+    assert model.SerializeToString() == before
     assert "w" not in {i.name for i in fast.graph.initializer}
     x = rng.standard_normal((2, 16, height, width)).astype(np.float32)
     for name, want in run_reference(model, {"x": x}).items():

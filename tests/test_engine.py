@@ -33,7 +33,12 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for kind in ("head", "stable", "detector")
     }
     made["native"] = build(
-        small.onnx_bytes("head", "native"), "openvino", output=folder / "native", form="native", batch=BATCH, verify=False
+        small.onnx_bytes("head", "native"),
+        "openvino",
+        output=folder / "native",
+        form="native",
+        batch=BATCH,
+        verify=False,
     ).plan
     return made
 
@@ -147,7 +152,7 @@ def test_ways_to_pass_inputs(engine: Engine) -> None:
     ways: dict[str, Any] = {
         "tuple": tuple(x),
         "dict": dict(zip(names, x, strict=True)),
-        "dict in another order": {n: a for n, a in reversed(list(zip(names, x, strict=True)))},
+        "dict in another order": dict(reversed(list(zip(names, x, strict=True)))),
         "torch": [torch.from_numpy(a) for a in x],
         "channels last": [torch.from_numpy(a).contiguous(memory_format=torch.channels_last) for a in x],
         "__array__": [OnlyArray(a) for a in x],
@@ -290,7 +295,9 @@ def test_more_threads_than_requests(plans: dict[str, Path]) -> None:
         x = small.features(1)
         want = e.infer(x)["num_dets"][0, 0]
         results: list[int] = []
-        threads = [threading.Thread(target=lambda: results.append(int(e.infer(x)["num_dets"][0, 0]))) for _ in range(30)]
+        threads = [
+            threading.Thread(target=lambda: results.append(int(e.infer(x)["num_dets"][0, 0]))) for _ in range(30)
+        ]
         for t in threads:
             t.start()
         for t in threads:
@@ -339,7 +346,8 @@ def test_closing_waits_for_calls_in_flight(plans: dict[str, Path]) -> None:
         started.wait()
         e.close()
         thread.join()
-        assert isinstance(errors[0], InputError) and "closed" in str(errors[0])
+        assert isinstance(errors[0], InputError)
+        assert "closed" in str(errors[0])
 
 
 def test_profile(plans: dict[str, Path]) -> None:
@@ -360,7 +368,8 @@ def test_profile(plans: dict[str, Path]) -> None:
     assert all(ms > 0 for _, _, ms in profile.layers)
     with Engine(plans["head"], threads=2) as e, e.profile() as none:
         pass
-    assert none.median() == {} and none.layers == []
+    assert none.median() == {}
+    assert none.layers == []
 
 
 def test_what_an_engine_says_of_itself(plans: dict[str, Path]) -> None:
@@ -369,7 +378,8 @@ def test_what_an_engine_says_of_itself(plans: dict[str, Path]) -> None:
         assert (e.device, e.precision, e.notes) == ("CPU", "fp32", ())
         assert e.spec.image_size == small.SIZE
         assert [t.describe() for t in e.inputs] == ["[1..4, 3, 64, 96]"]
-        assert "detector.xml" in repr(e) and "openvino fp32 on CPU" in repr(e)
+        assert "detector.xml" in repr(e)
+        assert "openvino fp32 on CPU" in repr(e)
     with Engine(plans["detector"], output="decoded", threads=2) as e:
         anchors = e.spec.num_anchors()
         assert [t.shape for t in e.outputs] == [(-1, anchors, 4), (-1, anchors, small.CLASSES)]
