@@ -161,12 +161,12 @@ def test_converting_twice_changes_nothing_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reference_head_at_full_size_is_within_half_a_pixel(tmp_path: Path) -> None:
+def test_reference_head_at_full_width_is_within_half_a_pixel(tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(2)
     head = YOLOv8DecoupledHead().eval()
-    model = onnx.load(export_onnx(head, tmp_path / "model.onnx", verify=False).path)
-    feeds = features(head, (640, 640), batch=1)
+    model = onnx.load(export_onnx(head, tmp_path / "model.onnx", image_size=(320, 416), verify=False).path)
+    feeds = features(head, (320, 416), batch=1)
     with torch.no_grad():
         boxes, scores = (t.numpy() for t in DecodedHead(head)([torch.from_numpy(x) for x in feeds.values()]))
     got = run(to_fp16(model), feeds)
@@ -251,10 +251,11 @@ def test_a_graph_of_dynamic_size_builds_in_tensorrt_rtx(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("io_dtype", ["float32", "float16"])
 def test_trained_model_builds_in_tensorrt_rtx(doclaynet: Path, io_dtype: str) -> None:
-    plan = rtx_plan(to_fp16(onnx.load(doclaynet), io_dtype=io_dtype))
+    model = onnx.load(doclaynet)
+    plan = rtx_plan(to_fp16(model, io_dtype=io_dtype))
     assert not isinstance(plan, list), plan
     assert plan is not None
-    assert plan.nbytes < 0.75 * doclaynet.stat().st_size
+    assert plan.nbytes < rtx_plan(model).nbytes
 
 
 # -- single properties, on small graphs -------------------------------------------------------------------------------
@@ -379,14 +380,11 @@ def test_a_tensor_is_cast_once() -> None:
 def test_weights_that_fp16_cannot_hold_stay_in_float32(factor: float, why: str) -> None:
     model = graph(
         """g (float[1,3,16,24] x) => (float[1,2,16,24] y) {
-          [first] a = Conv(x, w0)
-          [second] b = Conv(a, w1)
-          [undo] c = Mul(b, k)
-          [third] y = Conv(c, w2)
-        }""".replace("[first]", "")
-        .replace("[second]", "")
-        .replace("[undo]", "")
-        .replace("[third]", ""),
+          a = Conv(x, w0)
+          b = Conv(a, w1)
+          c = Mul(b, k)
+          y = Conv(c, w2)
+        }""",
         w0=kernel(4, 3, 1, 1),
         w1=(kernel(4, 4, 1, 1, seed=1) * factor).astype(np.float32),
         k=np.float32(1 / factor).reshape(1),
@@ -397,8 +395,11 @@ def test_weights_that_fp16_cannot_hold_stay_in_float32(factor: float, why: str) 
     conversion = convert_fp16(model)
     assert set(conversion.kept) == {"node_b", "node_c"}
     assert why in conversion.kept["node_b"]
-    with pytest.warns(UserWarning, match=f"node_b stays in float32: w1.*{why}"):
+    with pytest.warns(UserWarning) as record:
         half = valid(to_fp16(model))
+    assert [str(w.message) for w in record] == [
+        f"to_fp16: {node} stays in float32: {conversion.kept[node]}" for node in ("node_b", "node_c")
+    ]
     assert np.abs(run(half, {"x": IMAGE})["y"] - run(model, {"x": IMAGE})["y"]).max() < 2e-3
 
 
@@ -502,7 +503,7 @@ def test_batch_normalization_is_of_one_type() -> None:
 def test_a_biasless_convolution_of_consecutive_weights_is_a_layer_unless_behind_a_softmax() -> None:
     weights = {"w0": kernel(4, 3, 1, 1), "dfl": np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1)}
     tail = graph(
-        "g (float[1,3,16,24] x) => (float[1,1,16,24] y) { a = Conv(x, w0) b = Softmax <axis = 1> (a) y = Conv(b, dfl) }",
+        "g (float[1,3,16,24] x) => (float[1,1,16,24] y) {a = Conv(x, w0) b = Softmax <axis = 1> (a) y = Conv(b, dfl)}",
         **weights,
     )
     network = graph(
