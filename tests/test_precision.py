@@ -395,7 +395,7 @@ def test_weights_that_fp16_cannot_hold_stay_in_float32(factor: float, why: str) 
     conversion = convert_fp16(model)
     assert set(conversion.kept) == {"node_b", "node_c"}
     assert why in conversion.kept["node_b"]
-    with pytest.warns(UserWarning) as record:
+    with pytest.warns(UserWarning, match="stays in float32") as record:
         half = valid(to_fp16(model))
     assert [str(w.message) for w in record] == [
         f"to_fp16: {node} stays in float32: {conversion.kept[node]}" for node in ("node_b", "node_c")
