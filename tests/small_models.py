@@ -15,6 +15,7 @@ from torch import nn
 from dhead_trt.export import export_onnx
 from dhead_trt.heads import StablePyramidHead, WholeModel, YOLOv8DecoupledHead
 
+torch.set_num_threads(2)
 CHANNELS = (16, 24, 32)
 SIZE = (64, 96)
 CLASSES = 5

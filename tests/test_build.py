@@ -270,6 +270,31 @@ def test_reduced_precision_on_openvino(tmp_path: Path, precision: str) -> None:
     assert 1e-6 < max(errors) < (0.01 if precision == "fp16" else 0.05) or (not native and precision == "bf16")
 
 
+@pytest.mark.parametrize("io_dtype", ["float32", "float16"])
+def test_an_fp16_graph_on_openvino(tmp_path: Path, io_dtype: str) -> None:
+    """A graph that is fp16 already: its inputs and raw maps keep their type, and the decode reads them."""
+    from dhead_trt.precision import to_fp16
+
+    half = to_fp16(onnx.load_from_string(small.onnx_bytes("head")), io_dtype=io_dtype)
+    artifact = build(half, "openvino", output=tmp_path / "e", batch=(1, 2, 2))
+    assert {t.dtype for t in (*artifact.inputs, *artifact.outputs)} == {io_dtype}
+    x = [a.astype(io_dtype) for a in small.features(2)]
+    want = small.torch_maps(small.head(), small.features(2))
+    with Engine(artifact, output="raw", threads=2) as engine:
+        for name, value in engine.infer(x).items():
+            assert value.dtype == io_dtype
+            assert np.linalg.norm(value - want[name]) < 0.01 * np.linalg.norm(want[name])
+    with Engine(artifact, threads=2) as engine:
+        assert engine.infer(x, conf=0.3)["num_dets"].min() > 3
+
+
+def test_an_engine_with_a_broken_sidecar_can_be_built_again(tmp_path: Path) -> None:
+    artifact = build(small.onnx_bytes("head"), "openvino", output=tmp_path / "e", verify=False)
+    artifact.sidecar.write_text("{")
+    again = build(small.onnx_bytes("head"), "openvino", output=tmp_path / "e", verify=False)
+    assert Artifact.load(again.plan).files == artifact.files
+
+
 def test_fp16_halves_the_weights(tmp_path: Path) -> None:
     sizes = {
         p: build(small.onnx_bytes("head"), "openvino", output=tmp_path / p, precision=p).files[1].size
