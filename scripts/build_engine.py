@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from dhead_trt.cli import Parser
 from dhead_trt.cli import run as run_command
@@ -61,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
         if source.model is not None:
             onnx = output.with_name(f"{source.name}.onnx")
             progress("export: PyTorch to ONNX, compared in ONNX Runtime")
-            exported = export_onnx(source.model, onnx, image_size=_largest(args.image_size), dynamic_size=True)
+            image_size, is_range = _largest(args.image_size)
+            exported = export_onnx(source.model, onnx, image_size=image_size, dynamic_size=is_range)
             progress.done(f"{onnx} ({size(onnx.stat().st_size)})")
             graph = Source(source.name, path=exported.path)
-            args.image_size = args.image_size or 640
         built = build_all(graph, choose(args.backend or ["all"]), args, output, progress)
     print(summary(built))
     report = None
@@ -86,11 +87,12 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report is None or report.passed else 1
 
 
-def _largest(image_size: object) -> tuple[int, int]:
-    """The size to export at: the one asked for, or the largest of a range."""
-    if isinstance(image_size, tuple):
-        return image_size[-1] if isinstance(image_size[-1], tuple) else image_size
-    return (640, 640)
+def _largest(image_size: Any) -> tuple[tuple[int, int], bool]:
+    """The size to export at (the one asked for, 640, or the largest of a range), and whether it is a range."""
+    if image_size is None:
+        return (640, 640), False
+    is_range = isinstance(image_size[-1], tuple)
+    return (image_size[-1] if is_range else image_size), is_range
 
 
 if __name__ == "__main__":

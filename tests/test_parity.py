@@ -183,7 +183,7 @@ def decoded() -> tuple[np.ndarray, np.ndarray]:
 
 def test_measure_equal() -> None:
     want = decoded()
-    stats, problem = measure(*want, want, SPEC, SHAPES, LIMIT)
+    stats, problem, _ = measure(*want, want, SPEC, SHAPES, LIMIT)
     assert problem == ""
     assert [(s.output, s.level) for s in stats] == [
         ("boxes", None), ("scores", None), ("boxes", 0), ("scores", 0), ("boxes", 1), ("scores", 1),
@@ -203,7 +203,7 @@ def test_measure_finds_one_wrong_value(what: str, size: float, text: str) -> Non
     want = decoded()
     got = {"boxes": want[0].copy(), "scores": want[1].copy()}
     got[what][1, 7, 1] += size
-    stats, problem = measure(got["boxes"], got["scores"], want, SPEC, SHAPES, LIMIT)
+    stats, problem, _ = measure(got["boxes"], got["scores"], want, SPEC, SHAPES, LIMIT)
     assert problem == text
     by = {(s.output, s.level): s for s in stats}
     assert by[what, None].max == pytest.approx(size)
@@ -217,14 +217,14 @@ def test_measure_finds_one_wrong_value(what: str, size: float, text: str) -> Non
 def test_measure_non_finite(got: float, want: float, fails: bool) -> None:
     a, b = decoded(), decoded()
     a[0][0, 0, 0], b[0][0, 0, 0] = got, want
-    stats, problem = measure(*a, b, SPEC, SHAPES, LIMIT)
+    stats, problem, _ = measure(*a, b, SPEC, SHAPES, LIMIT)
     assert bool(problem) is fails
     assert (stats[0].max == np.inf) is fails
     assert stats[0].to_dict()["max"] == ("inf" if fails else 0.0)
 
 
 def test_gate_judges_what_can_be_seen() -> None:
-    """In reduced precision a box counts where its best score passes the gate; its score counts everywhere."""
+    """In reduced precision an anchor counts where its best score passes the gate on either side."""
     want = decoded()
     want[1][:] = 0.1
     want[1][0, 2] = 0.8
@@ -235,8 +235,29 @@ def test_gate_judges_what_can_be_seen() -> None:
     assert "3.000 px" in measure(wrong, want[1], want, SPEC, SHAPES, LIMIT)[1]
     wrong[0, 2, 0] += 0.2
     assert "0.200 px" in measure(wrong, want[1], want, SPEC, SHAPES, gated)[1]
-    nothing_seen = (want[0], np.full_like(want[1], 0.1))
-    assert "3.000 px" in measure(wrong, nothing_seen[1], nothing_seen, SPEC, SHAPES, gated)[1]
+    invented = want[1].copy()
+    invented[1, 5] = 0.26
+    assert "largest box error 3.000 px" in measure(wrong, invented, want, SPEC, SHAPES, gated)[1]
+    assert "largest score error 0.160" in measure(wrong, invented, want, SPEC, SHAPES, gated)[1]
+    text = measure(want[0], want[1], want, SPEC, SHAPES, gated)[2]
+    assert text.startswith("1 anchors score above 0.25: their boxes are at most 0 px off")
+
+
+def test_detections_are_judged_too(head: YOLOv8DecoupledHead) -> None:
+    """Boxes and scores within the limits do not pass a rung that loses detections."""
+    from dhead_trt.parity.climb import Climb
+
+    case = BY_NAME["clustered"]
+    climb = Climb(case.spec, {}, case.maps(), conf=0.25, iou=0.7, threads=1, tell=lambda phase, done=None: None)
+    boxes, scores = climb.decoded
+    loose = Tolerance(boxes=1e9, scores=1e9, detections=0.95)
+    climb.dense("same", loose, lambda: (boxes, scores))
+    climb.dense("nothing", loose, lambda: (boxes, scores * 0))
+    climb.dense("shifted", loose, lambda: (boxes + 40, scores))
+    assert [r.status for r in climb.rungs] == ["passed", "failed", "failed"]
+    total = climb.rungs[0].detections[1]  # type: ignore[index]
+    assert climb.rungs[1].reason == f"0 of {total} detections found again, 0 others"
+    assert climb.rungs[2].reason.endswith(f"{total} others")
 
 
 def test_large_boxes_may_be_off_in_proportion() -> None:

@@ -77,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Runs a parsed command (anything with `.run(args)`), and turns exceptions into one line and an exit status."""
+    _show_warnings(quiet=bool(args.quiet))
     try:
         status = int(args.run(args))
         sys.stdout.flush()
@@ -115,6 +116,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as e:  # --help, --version, or a usage error that argparse has written
         return e.code if isinstance(e.code, int) else 2
     return run(args)
+
+
+def _show_warnings(*, quiet: bool) -> None:
+    """Lets the package's warnings (fall-backs of a backend) appear among the progress, as notes."""
+    import logging
+
+    logger = logging.getLogger("dhead_trt")
+    for handler in [h for h in logger.handlers if h.get_name() == "dhead-trt"]:
+        logger.removeHandler(handler)
+    handler = logging.StreamHandler()
+    handler.set_name("dhead-trt")
+    handler.setLevel(logging.ERROR if quiet else logging.WARNING)
+    handler.setFormatter(logging.Formatter(("\r\x1b[K" if sys.stderr.isatty() else "") + "  note: %(message)s"))
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def _one_line(message: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,19 @@ class Climb:
             self.skip(name, str(e))
             return
         against = self.decoded
-        stats, problem = measure(boxes, scores, against, self.spec, self.shapes, tolerance)
+        if tolerance.gate is not None and tolerance.gate > self.conf:
+            tolerance = replace(tolerance, gate=self.conf)
+        stats, problem, judged = measure(boxes, scores, against, self.spec, self.shapes, tolerance)
         overlap, slack = _SAME if tolerance.gate is None else _SIMILAR
-        m = match((boxes, scores), against, conf=self.conf, iou=self.iou, overlap=overlap, slack=slack)
-        self._add(name, tolerance, stats, problem, (m.found, m.wanted), remark)
+        found = None
+        if tolerance.detections is not None:
+            m = match((boxes, scores), against, conf=self.conf, iou=self.iou, overlap=overlap, slack=slack)
+            found = (m.found, m.wanted)
+            if m.found < tolerance.detections * m.wanted or m.extra > max(1, (1 - tolerance.detections) * m.wanted):
+                lost = f"{m.found} of {m.wanted} detections found again, {m.extra} others"
+                problem = "; ".join(filter(None, [problem, lost]))
+        remark = "; ".join(filter(None, [judged, remark]))
+        self._add(name, tolerance, stats, problem, found, remark)
 
     def core(self) -> None:
         """Our C++ decode at each SIMD level, on float32 and float16 maps; and its detect, against the oracle's."""
@@ -92,7 +102,7 @@ class Climb:
         name = f"C++ decode {levels[-1]}, fp16 maps"
         self.tell(f"rung: {name}", None)
         boxes, scores = postprocess.decode(half, self.spec, threads=self.threads)
-        stats, problem = measure(boxes, scores, reference.decode(half, self.spec), self.spec, self.shapes, tolerance)
+        stats, problem, _ = measure(boxes, scores, reference.decode(half, self.spec), self.spec, self.shapes, tolerance)
         self._add(name, tolerance, stats, problem, None, "against the oracle on the same fp16 maps")
 
     def cuda(self) -> None:
@@ -121,7 +131,7 @@ class Climb:
         with engine:
             # weights kept in half precision are rounded, whatever the engine computes in
             precision = artifact.precision if artifact.precision == "fp16" else engine.precision
-            tolerance = TOLERANCES["network", precision]
+            tolerance = TOLERANCES["engine", precision]
             feeds = {t.name: x.astype(t.dtype) for t, x in zip(engine.inputs, self.feeds.values(), strict=True)}
 
             def work() -> tuple[Any, Any]:

@@ -30,24 +30,33 @@ class Tolerance:
     Attributes:
         boxes: pixels of the network input, for coordinates up to 1024, in proportion beyond.
         scores: absolute.
-        gate: boxes count only where the reference's best score is above this, since nobody sees the others; None, or
-            no anchor above it: all boxes count.
+        gate: None: every value of every anchor is held to the limits. A score: only anchors whose best score is above
+            it on either side are, since nobody sees the others; all their boxes, and 99 of 100 of their scores, since
+            a steep logit turns one rounding into a large step of a few scores.
+        detections: share of the reference's detections that must be found again; as many of the others may be new.
+            Less than 1, since equal scores and overlaps at the threshold fall either way. None: not compared.
     """
 
     boxes: float
     scores: float
     gate: float | None = None
+    detections: float | None = 0.95
 
 
-# By kind of rung, and precision. "decode": the same raw maps, decoded by other code. "network": another program runs
-# the network as well; two runs of ONNX Runtime itself, with and without its optimiser, differ by up to 1e-2 px.
-# Reduced precision is judged on what can become a detection.
+# By kind of rung, and precision. "decode": the same raw maps, decoded by other code. "network": ONNX Runtime runs the
+# network too; two runs of it, with and without its optimiser, differ by up to 1e-2 px. "engine": a backend runs it, and
+# its kernels may also sum in the reduced precision. bfloat16 has 8 times the rounding of half precision.
+# What was measured: docs/parity.md.
 TOLERANCES: dict[tuple[str, str], Tolerance] = {
-    ("decode", "fp32"): Tolerance(2e-4, 1e-6),
-    ("torch", "fp32"): Tolerance(2e-3, 1e-5),
+    ("decode", "fp32"): Tolerance(
+        2e-4, 1e-6, detections=None
+    ),  # C++ detect has a rung of its own, and must agree fully
+    ("torch", "fp32"): Tolerance(2e-3, 1e-5, detections=None),
     ("network", "fp32"): Tolerance(0.05, 1e-4),
     ("network", "fp16"): Tolerance(0.5, 0.01, gate=0.25),
-    ("network", "bf16"): Tolerance(4.0, 0.05, gate=0.25),
+    ("engine", "fp32"): Tolerance(0.05, 1e-4),
+    ("engine", "fp16"): Tolerance(1.0, 0.01, gate=0.25),
+    ("engine", "bf16"): Tolerance(8.0, 0.08, gate=0.25),
 }
 
 
@@ -209,7 +218,7 @@ def measure(
     spec: HeadSpec,
     shapes: Sequence[tuple[int, int]],
     tolerance: Tolerance,
-) -> tuple[tuple[Stats, ...], str]:
+) -> tuple[tuple[Stats, ...], str, str]:
     """Compares dense outputs with the reference's.
 
     Args:
@@ -220,7 +229,8 @@ def measure(
         tolerance: what decides.
 
     Returns:
-        Stats of boxes and scores, over all levels first, then of each; and why it fails, empty if it does not.
+        Stats of boxes and scores, over all levels first, then of each; why it fails, empty if it does not; and what was
+        judged, empty if that is everything.
 
     Raises:
         InputError: a shape is not the reference's.
@@ -237,16 +247,26 @@ def measure(
         part = slice(bounds[level], bounds[level + 1])
         stats += [stats_of(name, level, e[:, part]) for name, e in errors.items()]
 
-    judged = errors["boxes"] / np.maximum(1, _magnitude(reference[0]) / 1024)
-    if tolerance.gate is not None:
-        seen = np.nan_to_num(reference[1], nan=-1).max(axis=2) > tolerance.gate
-        judged = judged[seen] if seen.any() else judged
-    problems = []
-    for name, error, limit in (("box", judged, tolerance.boxes), ("score", errors["scores"], tolerance.scores)):
-        worst = float(error.max(initial=0))
-        if not worst <= limit:
-            problems.append(f"largest {name} error {_figure(worst)}{' px' if name == 'box' else ''}, limit {limit:g}")
-    return tuple(stats), "; ".join(problems)
+    relative, of_scores = errors["boxes"] / np.maximum(1, _magnitude(reference[0]) / 1024), errors["scores"]
+    judged = ""
+    if tolerance.gate is None:
+        worst = {"box": float(relative.max(initial=0)), "score": float(of_scores.max(initial=0))}
+    else:
+        best = np.fmax(reference[1], np.asarray(scores).astype(np.float64)).max(axis=2, initial=-1)
+        seen = best > tolerance.gate
+        score = float(np.quantile(of_scores[seen], 0.99, method="higher")) if seen.any() else 0.0
+        worst = {"box": float(relative[seen].max(initial=0)), "score": score}
+        judged = (
+            f"{int(seen.sum())} anchors score above {tolerance.gate:.2g}: their boxes are at most "
+            f"{_figure(worst['box'])} px off, 99% of their scores at most {_figure(score)}"
+        )
+    limits = {"box": tolerance.boxes, "score": tolerance.scores}
+    problems = [
+        f"largest {name} error {_figure(worst[name])}{' px' if name == 'box' else ''}, limit {limit:g}"
+        for name, limit in limits.items()
+        if not worst[name] <= limit
+    ]
+    return tuple(stats), "; ".join(problems), judged
 
 
 def _error(got: NDArray[np.float64], want: NDArray[np.float64]) -> NDArray[np.float64]:
