@@ -86,6 +86,7 @@ def jobs() -> dict[str, dict[str, Any]]:
     add("v8-rect-batch2", "yolov8n", imgsz=[64, 160], args={"opset": 17, "simplify": True, "batch": 2})
     add("v8-p2", "yolov8n-p2", args={"opset": 17, "simplify": True})
     add("v8-p6", "yolov8n-p6", args={"opset": 17, "simplify": True}, imgsz=128)
+    add("v8-p6-dynamic", "yolov8n-p6", args={"opset": 17, "simplify": False, "dynamic": True}, imgsz=128)
     add("v8-reg8", "yolov8n", reg_max=8, args={"opset": 17, "simplify": True})
     for name, model, args in (
         ("refuse-26", "yolo26n", {"nms": None}),

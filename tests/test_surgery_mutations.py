@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from dhead_trt.errors import GraphError
 from dhead_trt.spec import HeadSpec
@@ -209,6 +209,37 @@ def test_a_bias_as_its_own_node_belongs_to_the_map() -> None:
     reference = run(small_detector(), {"images": image})["output0"]
     assert np.abs(run(model, {"images": image})["output0"] - reference).max() < 1e-2
     assert result.report["max_box_error_px"] < 1e-3
+
+
+def test_a_quantized_map_is_the_dequantized_one() -> None:
+    """Q/DQ behind the convolution belongs to the map: the values that the tail reads are those after it."""
+    model = small_detector()
+    place = next(i for i, n in enumerate(model.graph.node) if n.name == "b0") + 1
+    for reader in model.graph.node:
+        reader.input[:] = ["b0.dq" if n == "b0" else n for n in reader.input]
+    scales = ["b0.scale", "b0.zero"]
+    model.graph.node.insert(place, helper.make_node("QuantizeLinear", ["b0", *scales], ["b0.q"]))
+    model.graph.node.insert(place + 1, helper.make_node("DequantizeLinear", ["b0.q", *scales], ["b0.dq"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.25), "b0.scale"))
+    model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "b0.zero"))
+    result = convert(model)
+    assert dict(result.report["maps"])["cls_0"] == "b0.dq"
+    image = np.random.default_rng(0).random((1, 3, 64, 96)).astype(np.float32)
+    values = run(result.model, {"images": image})["cls_0"] / 0.25
+    assert np.array_equal(values, np.round(values))
+
+
+def test_weights_that_are_inputs() -> None:
+    """IR version 3 lists every initializer among the inputs."""
+    model = small_detector()
+    model.ir_version = 3
+    for t in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+    onnx.checker.check_model(model)
+    cut = convert(model, "decoded").model
+    onnx.checker.check_model(cut)
+    assert cut.ir_version == 3
+    assert {i.name for i in cut.graph.input} == {"images"} | {t.name for t in cut.graph.initializer}
 
 
 @pytest.mark.parametrize("classes", [1, 2, 60, 64, 68])

@@ -10,10 +10,11 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 from dhead_trt import reference
 from dhead_trt.errors import GraphError
-from dhead_trt.surgery import convert, find_tail
+from dhead_trt.surgery import convert, find_tail, write_metadata
 from onnx_tools import dims, run
 
 torch = pytest.importorskip("torch", reason="the heads need torch")
@@ -70,7 +71,7 @@ def check(path: Path, head: Any, *, height: int, width: int, batch: int) -> None
         assert np.abs(maps[name] - expected[name].numpy()).max() < 2e-3
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(head=heads(), dynamic_batch=st.booleans(), dynamic_size=st.booleans(), opset=st.sampled_from([17, 20]))
 def test_random_heads(
     tmp_path_factory: pytest.TempPathFactory, head: Any, dynamic_batch: bool, dynamic_size: bool, opset: int
@@ -101,6 +102,33 @@ def test_one_bin_needs_the_spec(stable: Path) -> None:
     assert find_tail(model, spec=tail.spec).maps == tail.maps
     with pytest.raises(GraphError, match="contradict each other about strides"):
         find_tail(model, spec=tail.spec.replace(strides=(16,)))
+
+
+def test_image_size_against_feature_maps(stable: Path) -> None:
+    model = onnx.load(str(stable))
+    spec = find_tail(model).spec
+    assert spec.image_size == (64, 64)
+    write_metadata(model, dhead_spec=spec.replace(image_size=(128, 64)).to_json(), imgsz="[128, 64]")
+    with pytest.raises(GraphError, match=r"map sizes.*\(8, 8\).*\(16, 8\)"):
+        find_tail(model)
+
+
+def test_altered_projection(tmp_path: Path) -> None:
+    """The DFL of our own heads is a product and a sum."""
+    export_onnx(lively(YOLOv8DecoupledHead(4, (16, 16, 16)), 1), tmp_path / "h.onnx", image_size=64, verify=False)
+    model = onnx.load(str(tmp_path / "h.onnx"))
+    changed = 0
+    for tensor in [
+        *model.graph.initializer,
+        *(a.t for n in model.graph.node for a in n.attribute if n.op_type == "Constant"),
+    ]:
+        values = numpy_helper.to_array(tensor)
+        if values.size == 17 and np.array_equal(values.reshape(-1), np.arange(17)):
+            tensor.CopyFrom(numpy_helper.from_array(values * 1.5, tensor.name))
+            changed += 1
+    assert changed
+    with pytest.raises(GraphError, match="not the DFL projection"):
+        find_tail(model)
 
 
 def test_objectness_in_the_node(stable: Path) -> None:

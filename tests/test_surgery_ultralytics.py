@@ -10,6 +10,7 @@ import pytest
 
 from dhead_trt import reference
 from dhead_trt.errors import GraphError
+from dhead_trt.spec import HeadSpec
 from dhead_trt.surgery import convert
 from onnx_tools import dims, metadata, run, xyxy
 from ultralytics_models import JOBS, detect_names, refused_names, ultralytics_model
@@ -33,7 +34,7 @@ def test_raw_cut(name: str) -> None:
     result = convert(path, "raw")
 
     spec, classes = result.spec, job.get("nc", 80)
-    strides = {"v8-p2": (4, 8, 16, 32), "v8-p6": (8, 16, 32, 64)}.get(name, (8, 16, 32))
+    strides = {"v8-p2": (4, 8, 16, 32), "v8-p6": (8, 16, 32, 64)}.get(name.removesuffix("-dynamic"), (8, 16, 32))
     assert (spec.num_classes, spec.strides, spec.bins) == (classes, strides, job.get("reg_max", 16))
     assert (spec.distance_unit, spec.objectness) == ("stride", False)
     assert spec.names == tuple(str(i) for i in range(classes)) or len(set(spec.names)) == classes
@@ -67,7 +68,7 @@ def _assert_same_function(original: onnx.ModelProto, cut: onnx.ModelProto, spec,
     """Not by the verification of the package: another input, another size and batch, its own conversion of boxes."""
     size = tuple(job["imgsz"]) if isinstance(job["imgsz"], list) else (job["imgsz"],) * 2
     batch = 3 if job["args"].get("dynamic") else job["args"].get("batch", 1)
-    height, width = (192, 96) if free else size
+    height, width = (192, 128) if free else size
     image = np.random.default_rng(11).random((batch, 3, height, width))
     (declared,) = (i.type.tensor_type.elem_type for i in original.graph.input)
     feeds = {"images": image.astype(np.float16 if declared == onnx.TensorProto.FLOAT16 else np.float32)}
@@ -99,6 +100,22 @@ def test_refusal(name: str, stripped: bool) -> None:
     assert re.search(REFUSALS[name][stripped], text), text
     assert "xport" in text  # says what to export instead
     assert caught.value.received is not None
+
+
+def test_reg_max_1_with_a_spec() -> None:
+    """YOLO26's raw export is refused without, and converted with, the word of the caller that it has no DFL."""
+    result = convert(ultralytics_model("refuse-26"), spec=HeadSpec(80, (8, 16, 32), 1))
+    assert (result.spec.bins, result.spec.image_size, len(result.spec.names)) == (1, (64, 64), 80)
+    assert result.report["max_box_error_px"] < 5e-3
+
+
+@pytest.mark.parametrize("name", ["v8-p6-dynamic", "v8-dynamic-op17"])
+def test_dynamic_without_metadata(name: str) -> None:
+    """No stride tells at which size a dynamic graph runs."""
+    model = onnx.load(str(ultralytics_model(name)))
+    expected = convert(model).spec
+    del model.metadata_props[:]
+    assert convert(model).spec == expected.replace(names=())
 
 
 def test_every_refusal_is_listed() -> None:

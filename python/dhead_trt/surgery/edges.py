@@ -30,12 +30,15 @@ def export_graph(graph: Any, original: Any) -> Any:
     graph.cleanup(remove_unused_graph_inputs=True).toposort()
     model = gs.export_onnx(graph)
     model.ir_version = original.ir_version
+    if model.ir_version < 4:  # initializers were inputs too
+        have = {value.name for value in model.graph.input}
+        model.graph.input.extend(v for v in original.graph.input if v.name in _weights(model) and v.name not in have)
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(model, field, getattr(original, field))
     del model.metadata_props[:]
     model.metadata_props.extend(original.metadata_props)
     model.graph.doc_string = original.graph.doc_string
-    kept = {name for node in model.graph.node for name in node.output} | {t.name for t in model.graph.initializer}
+    kept = {name for node in model.graph.node for name in node.output} | _weights(model)
     del model.graph.quantization_annotation[:]
     model.graph.quantization_annotation.extend(
         q for q in original.graph.quantization_annotation if q.tensor_name in kept
@@ -52,6 +55,10 @@ def export_graph(graph: Any, original: Any) -> Any:
     del model.opset_import[:]
     model.opset_import.extend(opsets)
     return model
+
+
+def _weights(model: Any) -> set[str]:
+    return {t.name for t in model.graph.initializer}
 
 
 def _nodes(graph: Any) -> list[Any]:

@@ -148,8 +148,7 @@ def _native(model: Any, claim: HeadSpec | None, facts: Facts, outputs: tuple[str
         )
     names = [t.name for t in walk.frontier]
     inputs = graph_inputs(model)
-    feeds = random_inputs(inputs, 1, input_sizes(inputs, claim, facts), seed=0)
-    arrays = Session(with_outputs(model, [*names, *outputs])).run(feeds)
+    feeds, arrays = _run_somewhere(Session(with_outputs(model, [*names, *outputs])), inputs, claim, facts)
     anchors = joined(arrays, outputs, None).shape[2]
     arrays = {name: arrays[name] for name in names}
     _refuse_shapes(arrays, anchors)
@@ -167,6 +166,21 @@ def _native(model: Any, claim: HeadSpec | None, facts: Facts, outputs: tuple[str
     return Tail(spec, "native", maps, outputs, seen.box_format, dtypes, shapes, walk.ops(), sources, function)
 
 
+def _run_somewhere(
+    session: Session, inputs: list[InputInfo], claim: HeadSpec | None, facts: Facts
+) -> tuple[Arrays, Arrays]:
+    """Runs the graph at a size it takes: where nothing tells the largest stride of a dynamic graph, some are tried."""
+    known = claim is not None or facts.stride is not None or not any(i.dynamic_size for i in inputs)
+    for stride in (64, 128, None):
+        feeds = random_inputs(inputs, 1, input_sizes(inputs, claim, facts, stride=None if known else stride), seed=0)
+        try:
+            return feeds, session.run(feeds)
+        except GraphError:
+            if known or stride is None:
+                raise
+    raise AssertionError("unreachable")
+
+
 def tail_function(model: Any, arrays: Arrays, feeds: Arrays, outputs: tuple[str, ...]) -> TailFunction:
     """The tail above the tensors in `arrays` (name → a value of the right shape and dtype) as a function."""
     dtypes = {name: str(a.dtype) for name, a in arrays.items()}
@@ -175,10 +189,10 @@ def tail_function(model: Any, arrays: Arrays, feeds: Arrays, outputs: tuple[str,
 
 
 def input_sizes(
-    inputs: list[InputInfo], claim: HeadSpec | None, facts: Facts | None, grow: int = 0
+    inputs: list[InputInfo], claim: HeadSpec | None, facts: Facts | None, grow: int = 0, stride: int | None = None
 ) -> dict[str, tuple[int, int]]:
     """A (height, width) for the dynamic sides of every input; `grow` > 0 gives another, wider one."""
-    stride = max(claim.strides) if claim else (facts.stride if facts and facts.stride else 32)
+    stride = stride or (max(claim.strides) if claim else (facts.stride if facts and facts.stride else 32))
     cells = (_DEFAULT_CELLS[0] + grow, _DEFAULT_CELLS[1] + 2 * grow)
     features = (
         claim is not None
@@ -300,6 +314,9 @@ def _reconcile(
             _same("the image size", image_size, "the graph's input", claim.image_size, "dhead_spec")
         if claim.names and names:
             _same("the class names", claim.names, "dhead_spec", names, "the metadata names")
+        if claim.image_size is not None and image_size is None and not any(i.dynamic_size for i in inputs):
+            sizes = tuple(level.size for level in seen.levels)
+            _same("the map sizes", sizes, "the graph", claim.level_shapes(), "the image size in dhead_spec")
         names, image_size = claim.names or names, image_size or claim.image_size
     spec = HeadSpec(seen.num_classes, seen.strides, seen.bins, unit, seen.levels[0].obj is not None, names, image_size)
     return spec, sources

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import GraphError
 from .edges import constant, producer
@@ -150,6 +151,11 @@ def _is_dfl(node: Any, result: Walk) -> bool:
     outputs = weight.size if weight.ndim < 2 else weight.size // max(weight.shape)
     if weight.ndim >= 2 and outputs != 1:
         return False
+    _note_projection(node, weight, result)
+    return True
+
+
+def _note_projection(node: Any, weight: npt.NDArray[Any], result: Walk) -> None:
     flat = weight.reshape(-1).astype(np.float64)
     if not np.allclose(flat, np.arange(flat.size), rtol=0, atol=1e-3):
         raise GraphError(
@@ -159,15 +165,14 @@ def _is_dfl(node: Any, result: Walk) -> bool:
             fix="A trained or altered DFL projection cannot be decoded by dhead_trt; " + RAW_EXPORT,
         )
     result.dfl[node.name or node.outputs[0].name] = flat.size
-    return True
 
 
 def _note_product(node: Any, result: Walk) -> None:
-    """Notes a DFL written as softmax · constant, then a sum; what the constant really does is measured later."""
+    """Notes a DFL written as softmax · constant, then a sum."""
     if node.op == "Mul" and any(_behind_softmax(t) for t in node.inputs):
         weight = next((w for w in map(constant, node.inputs) if w is not None), None)
-        if weight is not None and weight.size > 1 and np.array_equal(weight.reshape(-1), np.arange(weight.size)):
-            result.dfl[node.name or node.outputs[0].name] = weight.size
+        if weight is not None and weight.size > 1:
+            _note_projection(node, weight, result)
 
 
 def _behind_softmax(tensor: Any) -> bool:
