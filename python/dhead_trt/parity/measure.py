@@ -50,7 +50,7 @@ class Tolerance:
 TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("decode", "fp32"): Tolerance(
         2e-4, 1e-6, detections=None
-    ),  # C++ detect has a rung of its own, and must agree fully
+    ),  # detect has rungs of its own
     ("torch", "fp32"): Tolerance(2e-3, 1e-5, detections=None),
     ("network", "fp32"): Tolerance(0.05, 1e-4),
     ("network", "fp16"): Tolerance(0.5, 0.01, gate=0.25),
