@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from dhead_trt.heads import (
     StablePyramidHead,
     WholeModel,
     YOLOv8DecoupledHead,
+    fuse_conv_bn,
 )
 from test_heads import Backbone, trained_norms
 
@@ -265,6 +268,40 @@ class WrongMaps(Head):
 def test_bad_arguments(make: Any, options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         export_onnx(make(), tmp_path / "a.onnx", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fused_head_exports_to_the_same_graph(tmp_path: Path) -> None:
+    head = trained_norms(YOLOv8DecoupledHead(3, (8, 16), (8, 16)))
+    plain, fused = (
+        export_onnx(m, tmp_path / f"{i}.onnx", image_size=64) for i, m in enumerate((head, fuse_conv_bn(head)))
+    )
+    ops = [[n.op_type for n in onnx.load(r.path).graph.node] for r in (plain, fused)]
+    assert ops[0] == ops[1]
+    feeds = feeds_for(head, 2, (64, 64))
+    a, b = (run(r.path, feeds) for r in (plain, fused))
+    assert np.abs(a["boxes"] - b["boxes"]).max() < 1e-2
+    assert np.abs(a["scores"] - b["scores"]).max() < 1e-5
+
+
+@pytest.mark.parametrize(("package", "extra"), [("torch", "export"), ("onnx", "onnx"), ("onnxruntime", "onnx")])
+def test_a_missing_package_names_its_extra(package: str, extra: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from dhead_trt.export import export_onnx\n"
+        "from dhead_trt import BackendUnavailable\n"
+        "model = None\n"
+        f"if {package!r} != 'torch':\n"
+        "    from dhead_trt.heads import CoupledHead\n"
+        "    model = CoupledHead(2, (8,), (8,))\n"
+        f"sys.modules[{package!r}] = None\n"
+        "try: export_onnx(model, sys.argv[1], image_size=32)\n"
+        f"except BackendUnavailable as e: print('dhead-trt[{extra}]' in str(e) and {package!r} in str(e))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.onnx")], capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "True\n", result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -122,9 +122,9 @@ def tidy(onnx: Any, proto: Any) -> None:
 
 
 def _does_nothing(node: Any, types: Mapping[str, int]) -> bool:
-    return node.op_type == "Identity" or (
-        node.op_type == "Cast" and types.get(node.input[0]) == next(a.i for a in node.attribute if a.name == "to")
-    )
+    if node.op_type != "Cast":
+        return bool(node.op_type == "Identity")
+    return bool(types.get(node.input[0]) == next(a.i for a in node.attribute if a.name == "to"))
 
 
 def describe_outputs(proto: Any, spec: HeadSpec, form: str, shapes: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
