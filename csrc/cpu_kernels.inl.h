@@ -190,18 +190,19 @@ void score_columns(const BlockView<T>& v, int first, int classes, int num_classe
     int i = 0;
     for (; i + kLanes <= v.count; i += kLanes) {
         float* p = out + static_cast<size_t>(i) * stride + first;
-        score_tile<true, kObj>(cls + i, v.area, classes, kLanes, obj + i, p, stride, end, stream);
+        score_tile<true, kObj>(cls + i, v.area, classes, kLanes, kObj ? obj + i : nullptr, p, stride, end, stream);
     }
     if (i < v.count) {
         float* p = out + static_cast<size_t>(i) * stride + first;
-        score_tile<false, kObj>(cls + i, v.area, classes, v.count - i, obj + i, p, stride, end, false);
+        score_tile<false, kObj>(cls + i, v.area, classes, v.count - i, kObj ? obj + i : nullptr, p, stride, end, false);
     }
 }
 
 template <bool kObj, class T>
 void decode_scores(const BlockView<T>& v, int num_classes, float* out, bool stream) {
-    alignas(64) float obj[kPadded];
-    if (kObj) sigmoid_row(v.obj, v.count, obj);
+    alignas(64) float weights[kObj ? kPadded : 1] = {};
+    if (kObj) sigmoid_row(v.obj, v.count, weights);
+    const float* obj = kObj ? weights : nullptr;
     // The incomplete tile first: it may spoil the classes after it, which are still to be written.
     const int whole = num_classes / kTile * kTile;
     if (whole < num_classes) score_columns<kObj>(v, whole, num_classes - whole, num_classes, obj, out, false);

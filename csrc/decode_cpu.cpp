@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
@@ -48,13 +48,14 @@ int64_t map_bytes(const HeadParams& head, bool boxes) {
 }
 
 template <class T>
-void grow(T*& data, int32_t& capacity, int64_t wanted, int64_t width) {
+void grow(T*& data, int32_t& capacity, int32_t used, int64_t wanted, int64_t width) {
     if (wanted <= capacity) return;
     const int64_t larger = std::max(wanted, int64_t{capacity} * 2);
     if (larger > std::numeric_limits<int32_t>::max()) throw std::bad_alloc();
-    void* moved = std::realloc(data, static_cast<size_t>(larger * width) * sizeof(T));
-    if (moved == nullptr) throw std::bad_alloc();
-    data = static_cast<T*>(moved);
+    T* moved = new T[static_cast<size_t>(larger * width)];
+    if (used > 0) std::memcpy(moved, data, static_cast<size_t>(used * width) * sizeof(T));
+    delete[] data;
+    data = moved;
     capacity = static_cast<int32_t>(larger);
 }
 
@@ -70,8 +71,8 @@ struct DetectScratch {
 }  // namespace
 
 void reserve(CandidateList& list, int64_t candidates, int64_t boxes) {
-    grow(list.candidates, list.capacity, candidates, 1);
-    grow(list.boxes, list.box_capacity, boxes, 4);
+    grow(list.candidates, list.capacity, list.count, candidates, 1);
+    grow(list.boxes, list.box_capacity, list.box_count, boxes, 4);
 }
 
 OwnedList::OwnedList(OwnedList&& other) noexcept : CandidateList(other) {
@@ -79,8 +80,8 @@ OwnedList::OwnedList(OwnedList&& other) noexcept : CandidateList(other) {
 }
 
 OwnedList::~OwnedList() {
-    std::free(candidates);
-    std::free(boxes);
+    delete[] candidates;
+    delete[] boxes;
 }
 
 const Kernels& kernels_for(const char* simd) {

@@ -18,9 +18,7 @@
 
 namespace py = pybind11;
 
-#if defined(DHEAD_HAS_LETTERBOX)
-void bind_letterbox(py::module_& m);
-#endif
+void bind_letterbox(py::module_& m);  // letterbox.cpp
 
 namespace {
 
@@ -261,7 +259,5 @@ PYBIND11_MODULE(_core, m) {
           py::arg("num_classes"), py::arg("bins"), py::arg("read_boxes"), py::arg("threads") = 0,
           py::arg("simd") = py::none(),
           "Reads the maps once and does nothing else: the floor that bench/decode.py measures against.");
-#if defined(DHEAD_HAS_LETTERBOX)
     bind_letterbox(m);
-#endif
 }

@@ -116,38 +116,52 @@ DHEAD_HD V sigmoid(V z) {
     return div(V(1.F), add(V(1.F), exp2_bounded(min_of(V(kExpHigh), mul(z, V(-kLog2E))))));
 }
 
-// The expected bin of softmax(z_0 .. z_{bins-1}), or z_0 itself where bins is 1; sums run in order of bins. `load(j)`
-// gives z_j as a V; it is called twice per bin. Any NaN (or inf) among them gives NaN. kBins: `bins`, where that is
-// known to the compiler, or 0.
+// The expected bin of softmax(z_0 .. z_{bins-1}), or z_0 itself where bins is 1. `load(j)` gives z_j as a V; it is
+// called twice per bin. Any NaN (or inf) among them gives NaN. kBins: `bins`, where that is known to the compiler, or
+// 0.
+//
+// Bin j is added to partial sum j mod 4: it is the rounding of long sums, not that of exp, that limits the precision.
 template <class V, int kBins = 0, class Load>
 DHEAD_HD V dfl_expectation(int bins, Load load) {
     if (bins == 1) return load(0);
     V top = load(0);
-    V weight = V(1.F);
-    V weighted = V(0.F);
-    V total;
+    V total[4] = {V(0.F), V(0.F), V(0.F), V(0.F)};
+    V weighted[4] = {V(0.F), V(0.F), V(0.F), V(0.F)};
     if constexpr (kBins > 0) {
         DHEAD_UNROLL(64)
         for (int j = 1; j < kBins; ++j) top = max_of(top, load(j));
-        total = exp_not_positive(sub(load(0), top));
         DHEAD_UNROLL(64)
-        for (int j = 1; j < kBins; ++j) {
+        for (int j = 0; j < kBins; ++j) {
             const V e = exp_not_positive(sub(load(j), top));
-            total = add(total, e);
-            weighted = add(weighted, mul(V(static_cast<float>(j)), e));
+            const V we = mul(V(static_cast<float>(j)), e);
+            total[j % 4] = j < 4 ? e : add(total[j % 4], e);  // 0 + e is e
+            weighted[j % 4] = j < 4 ? we : add(weighted[j % 4], we);
         }
     } else {
         for (int j = 1; j < bins; ++j) top = max_of(top, load(j));
-        total = exp_not_positive(sub(load(0), top));
-        for (int j = 1; j < bins; ++j) {
-            const V e = exp_not_positive(sub(load(j), top));
-            total = add(total, e);
-            weighted = add(weighted, mul(weight, e));
+        V weight = V(0.F);
+        int j = 0;
+        for (; j + 4 <= bins; j += 4) {
+            DHEAD_UNROLL(4)
+            for (int k = 0; k < 4; ++k) {
+                const V e = exp_not_positive(sub(load(j + k), top));
+                total[k] = add(total[k], e);
+                weighted[k] = add(weighted[k], mul(weight, e));
+                weight = add(weight, V(1.F));
+            }
+        }
+        DHEAD_UNROLL(3)
+        for (int k = 0; k < 3; ++k) {
+            if (j + k >= bins) break;
+            const V e = exp_not_positive(sub(load(j + k), top));
+            total[k] = add(total[k], e);
+            weighted[k] = add(weighted[k], mul(weight, e));
             weight = add(weight, V(1.F));
         }
     }
-    // A NaN in z_0 reaches `total`; one elsewhere reaches both.
-    return div(weighted, total);
+    // A NaN anywhere reaches a total.
+    return div(add(add(weighted[0], weighted[1]), add(weighted[2], weighted[3])),
+               add(add(total[0], total[1]), add(total[2], total[3])));
 }
 
 // Centre of cell x (or y) of a level, in pixels of the network input.
