@@ -53,7 +53,9 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def run(path: Path, feeds: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     inputs = [i.name for i in session.get_inputs()]
     return dict(zip(names, session.run(names, {n: t.numpy() for n, t in zip(inputs, feeds, strict=True)}), strict=True))
