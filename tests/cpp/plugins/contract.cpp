@@ -2,9 +2,10 @@
 //
 //   plugin_contract LIBRARY [CASES]
 //
-// With CASES (what tests/cases.py --dump wrote), LIBRARY must have been built with the stand-in for CUDA: enqueue then
-// runs on the host over the whole table.
+// With CASES (what tests/cases.py --dump wrote) enqueue runs over the whole table: on the host where the library and
+// this program were built with the stand-in for CUDA, else on a GPU.
 #include <NvInferRuntime.h>
+#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -16,7 +17,6 @@
 #include <functional>
 #include <limits>
 #include <memory>
-#include <new>
 #include <string>
 #include <vector>
 
@@ -447,6 +447,35 @@ void test_bad_shapes() {
     }
 }
 
+// Device memory of exactly so many bytes, poisoned.
+class Device {
+  public:
+    explicit Device(std::size_t bytes) : bytes_(bytes) {
+        EXPECT(cudaMalloc(&data_, bytes) == cudaSuccess);
+        put(dhead_test::Bytes(bytes, 0xFF));
+    }
+    explicit Device(const dhead_test::Bytes& bytes) : bytes_(bytes.size()) {
+        EXPECT(cudaMalloc(&data_, bytes_) == cudaSuccess);
+        put(bytes);
+    }
+    ~Device() { (void)cudaFree(data_); }
+    Device(const Device&) = delete;
+    Device& operator=(const Device&) = delete;
+    void* get() const { return data_; }
+    dhead_test::Bytes fetch() const {
+        dhead_test::Bytes host(bytes_);
+        EXPECT(cudaMemcpy(host.data(), data_, bytes_, cudaMemcpyDeviceToHost) == cudaSuccess);
+        return host;
+    }
+
+  private:
+    void put(const dhead_test::Bytes& host) {
+        EXPECT(cudaMemcpy(data_, host.data(), bytes_, cudaMemcpyHostToDevice) == cudaSuccess);
+    }
+    std::size_t bytes_;
+    void* data_ = nullptr;
+};
+
 // enqueue over the case table: the CPU code's bits.
 void test_enqueue(const std::string& directory) {
     int ran = 0;
@@ -481,6 +510,7 @@ void test_enqueue(const std::string& directory) {
             const DataType type = c.params.dtype == dhead::DType::kFloat16 ? DataType::kHALF : DataType::kFLOAT;
             std::vector<PluginTensorDesc> in;
             std::vector<const void*> inputs;
+            std::deque<Device> held;
             std::vector<DynamicPluginTensorDesc> dynamic;
             const auto add = [&](const Dims& d, DataType t, const void* data) {
                 PluginTensorDesc x{};
@@ -498,7 +528,8 @@ void test_enqueue(const std::string& directory) {
                 for (int i = 0; i < c.params.num_levels; ++i) {
                     const auto& l = c.params.levels[i];
                     const auto add_map = [&](int kind, int64_t channels) {
-                        add(dims_of({c.params.batch, channels, l.height, l.width}), type, c.maps[i][kind].data());
+                        add(dims_of({c.params.batch, channels, l.height, l.width}), type,
+                            held.emplace_back(c.maps[i][kind]).get());
                     };
                     if (k == 0) {
                         add_map(0, 4 * c.params.bins);
@@ -508,7 +539,11 @@ void test_enqueue(const std::string& directory) {
                     }
                 }
             const float values[2] = {static_cast<float>(c.options.conf), c.options.iou};
-            if (thresholds) add(dims_of({2}), DataType::kFLOAT, values);
+            if (thresholds) {
+                dhead_test::Bytes bytes(sizeof(values));
+                std::memcpy(bytes.data(), values, sizeof(values));
+                add(dims_of({2}), DataType::kFLOAT, held.emplace_back(bytes).get());
+            }
             const auto n = static_cast<int32_t>(in.size());
             const std::size_t batch = c.batch(), k = static_cast<std::size_t>(c.options.max_det);
             std::vector<std::size_t> sizes;
@@ -517,24 +552,21 @@ void test_enqueue(const std::string& directory) {
             else
                 sizes = {batch * c.anchors() * 16,
                          batch * c.anchors() * static_cast<std::size_t>(c.params.num_classes) * 4};
-            std::vector<dhead_test::Bytes> memory;
+            std::deque<Device> results;
             std::vector<void*> outputs;
             std::vector<PluginTensorDesc> out(sizes.size());
             std::vector<DynamicPluginTensorDesc> dynamic_out(sizes.size());
-            for (std::size_t s : sizes) {
-                memory.emplace_back(s, static_cast<unsigned char>(0xFF));
-                outputs.push_back(memory.back().data());
-            }
-            EXPECT(runtime_part(*plugin)->onShapeChange(in.data(), n, out.data(), static_cast<int32_t>(out.size())) ==
-                   0);
-            const std::size_t bytes = build_part(*plugin)->getWorkspaceSize(dynamic.data(), n, dynamic_out.data(),
-                                                                            static_cast<int32_t>(out.size()));
-            const auto free_it = [](void* p) { operator delete(p, std::align_val_t{256}); };
-            const std::unique_ptr<void, decltype(free_it)> workspace(operator new(bytes + 1, std::align_val_t{256}),
-                                                                     free_it);
-            std::memset(workspace.get(), 0xFF, bytes);
+            for (std::size_t size : sizes) outputs.push_back(results.emplace_back(size).get());
+            const auto num_out = static_cast<int32_t>(out.size());
+            EXPECT(runtime_part(*plugin)->onShapeChange(in.data(), n, out.data(), num_out) == 0);
+            const Device workspace(
+                build_part(*plugin)->getWorkspaceSize(dynamic.data(), n, dynamic_out.data(), num_out) +
+                (detect ? 0 : 1));
             EXPECT(runtime_part(*plugin)->enqueue(in.data(), out.data(), inputs.data(), outputs.data(), workspace.get(),
                                                   nullptr) == 0);
+            EXPECT(cudaStreamSynchronize(nullptr) == cudaSuccess);
+            std::vector<dhead_test::Bytes> memory;
+            for (const Device& result : results) memory.push_back(result.fetch());
             std::vector<dhead_test::Bytes> want;
             for (std::size_t size : sizes) want.emplace_back(size);
             const auto as_float = [&](int i) {
