@@ -381,14 +381,19 @@ def _fail_in(step: str, monkeypatch: pytest.MonkeyPatch, error: BaseException) -
     monkeypatch.setattr(target, name, after(getattr(target, name)))
 
 
-@pytest.mark.parametrize("step", ["shapes", "backend", "load", "verify", "sidecar", "rename"])
-@pytest.mark.parametrize("error", [Stop(), OSError(28, "No space left on device"), RuntimeError("broken")])
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (step, error)
+        for step in ("shapes", "backend", "load", "verify", "sidecar", "rename")
+        for error in (Stop(), OSError(28, "No space left on device"), RuntimeError("broken"))
+        if step != "shapes" or not isinstance(error, OSError)  # no file is written there
+    ],
+)
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_failed_build_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException, existing: bool
 ) -> None:
-    if step == "shapes" and isinstance(error, OSError):
-        pytest.skip("no file is written in this step")
     out = tmp_path / "out"
     if existing:
         before = build(small.onnx_bytes("detector"), "openvino", output=out / "e.xml", verify=False)
