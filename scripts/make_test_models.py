@@ -29,7 +29,7 @@ NEW = "8.4.190"
 OLD = ("8.0.196", "8.1.0", "8.2.0", "8.3.0")  # their tail: Concat(box, cls) per level → Concat → Split
 DEPENDENCIES = (
     "pyyaml", "opencv-python-headless", "psutil", "tqdm", "requests", "urllib3", "idna", "certifi",
-    "charset-normalizer",
+    "charset-normalizer", "onnxslim==0.1.98", "colorama",
     "pandas", "python-dateutil", "six", "pytz", "tzdata", "py-cpuinfo",
 )  # fmt: skip
 STANDIN = """
@@ -119,9 +119,9 @@ def recipe(job: dict[str, Any]) -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     parts = [json.dumps(job, sort_keys=True), Path(__file__).read_text().rpartition(CHILD)[2]]
-    if job.get("optional"):
+    if job.get("optional") or job["args"].get("simplify"):
         parts += [*DEPENDENCIES, STANDIN, *STANDINS]
-    for package in ("torch", "onnx", "onnxslim"):
+    for package in ("torch", "onnx"):
         with contextlib.suppress(PackageNotFoundError):
             parts.append(f"{package} {version(package)}")
     return hashlib.sha256("; ".join(parts).encode()).hexdigest()

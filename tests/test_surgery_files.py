@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -241,3 +243,29 @@ def test_operators_that_cannot_run() -> None:
     del node.attribute[:]
     model.opset_import.append(helper.make_opsetid("com.example", 1))
     refused(model, "ONNX Runtime, which checks every cut, cannot load this graph.*MagicConv")
+
+
+# -- without the optional packages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnx_graphsurgeon"])
+def test_a_missing_package_is_named(package: str, detector: Path) -> None:
+    code = (
+        f"import sys\nsys.modules[{package!r}] = None\n"
+        "from dhead_trt.surgery import convert\nfrom dhead_trt.errors import BackendUnavailable\n"
+        f"try:\n    convert({str(detector)!r})\nexcept BackendUnavailable as e:\n    print(e)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"package {package.replace('_', '-')} is needed" in done.stdout
+    assert 'pip install "dhead-trt[onnx]"' in done.stdout
+
+
+def test_importing_surgery_imports_no_onnx() -> None:
+    code = "import sys, dhead_trt.surgery; print(sorted(m for m in sys.modules if m.startswith(('onnx', 'torch'))))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_nothing_is_printed(detector: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    convert(detector, "detections")
+    assert capfd.readouterr() == ("", "")

@@ -11,10 +11,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from dhead_trt import reference
 from dhead_trt.errors import GraphError
 from dhead_trt.spec import HeadSpec
 from dhead_trt.surgery import Tail, convert, find_tail, verify_cut, write_metadata
-from onnx_tools import run, set_initializer, small_detector
+from onnx_tools import run, set_initializer, small_detector, xyxy
 
 
 def raw_of(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -140,6 +141,16 @@ def test_wrong_centres_and_order() -> None:
     refused(small_detector(strides=(16, 8)), "ascending order")
 
 
+def test_wrong_box_arithmetic() -> None:
+    model = small_detector()
+    set_initializer(model, "two", np.float32(3.0))
+    refused(model, "do not lie on the grid|neither xywh nor xyxy")
+    model = small_detector()
+    next(n for n in model.graph.node if n.name == "low").input[1] = "rb"
+    next(n for n in model.graph.node if n.name == "high").input[1] = "lt"
+    refused(model, r"does not compute what the original graph computes \(tail on random maps")
+
+
 def test_class_levels_in_another_order() -> None:
     refused(small_detector(class_order=(1, 0)), "do not form levels|is no box, class or objectness map")
 
@@ -253,3 +264,58 @@ def test_as_many_rows_as_anchors() -> None:
     """4 + classes = anchors = 24: no axis of the output can be told from the other by its length."""
     result = convert(small_detector(classes=20, strides=(16,), size=(64, 96)))
     assert (result.spec.num_classes, result.spec.strides) == (20, (16,))
+
+
+# -- any single mutation: refused, or converted rightly ---------------------------------------------------------------
+
+
+def mutate(model: onnx.ModelProto, rng: np.random.Generator) -> str:
+    """Changes one thing at random: an edge, an operator, an attribute, a constant, a node less, inputs exchanged."""
+    nodes, kind = model.graph.node, int(rng.integers(7))
+    node = nodes[int(rng.integers(len(nodes)))]
+    names = [name for n in nodes for name in (*n.input, *n.output)]
+    if kind == 0:
+        nodes.remove(node)
+        return f"without {node.name}"
+    if kind == 1:
+        node.input[int(rng.integers(len(node.input)))] = names[int(rng.integers(len(names)))]
+        return f"{node.name} reads {list(node.input)}"
+    if kind == 2:
+        node.op_type = str(rng.choice(["Relu", "Add", "Sub", "Mul", "Div", "Softmax", "Sigmoid", "Neg", "Identity"]))
+        return f"{node.name} is a {node.op_type}"
+    if kind == 3 and node.attribute:
+        attribute = node.attribute[int(rng.integers(len(node.attribute)))]
+        if attribute.ints:
+            attribute.ints[int(rng.integers(len(attribute.ints)))] = int(rng.integers(-2, 5))
+        else:
+            attribute.i = int(rng.integers(-3, 5))
+        return f"{node.name} has another {attribute.name}"
+    if kind == 4 and len(node.input) > 1:
+        node.input[0], node.input[1] = node.input[1], node.input[0]
+        return f"{node.name} has its inputs exchanged"
+    tail = [t for t in model.graph.initializer if not t.name.endswith((".w", ".b"))]
+    tensor = tail[int(rng.integers(len(tail)))]
+    values = numpy_helper.to_array(tensor).copy()
+    values.reshape(-1)[int(rng.integers(values.size))] += 1
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return f"{tensor.name} has another value"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_mutation(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = {"images": rng.random((1, 3, 32, 32)).astype(np.float32)}
+    refusals = 0
+    for _ in range(25):
+        model = small_detector(classes=3, strides=(8, 16), size=(32, 32))
+        what = mutate(model, rng)
+        try:
+            result = convert(model)
+        except GraphError:
+            refusals += 1
+            continue
+        rows = run(model, image)["output0"]
+        boxes, scores = reference.decode(run(result.model, image), result.spec)
+        assert np.abs(boxes - xyxy(rows)).max() < 0.02, what
+        assert np.abs(scores - rows[:, 4:].transpose(0, 2, 1)).max() < 1e-4, what
+    assert refusals >= 15

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 
 from dhead_trt import reference
 from dhead_trt.errors import GraphError
@@ -25,6 +26,23 @@ REFUSALS = {  # by the metadata; and by the graph alone
     "refuse-seg": (r"segmentation model.*'segment'", r"prototype output.*segmentation"),
     "refuse-cls": (r"classification model.*'classify'", r"looks like a classifier"),
 }
+
+
+@pytest.mark.parametrize("name", detect_names())
+def test_the_model_is_what_its_name_says(name: str) -> None:
+    model, args = onnx.load(str(ultralytics_model(name)), load_external_data=False), JOBS[name]["args"]
+    assert {o.version for o in model.opset_import if not o.domain} == {args["opset"]}
+    (image,) = model.graph.input
+    symbols = [isinstance(d, str) for d in dims(image)]
+    free = bool(args.get("dynamic"))
+    assert symbols == [free, False, *[free and not JOBS[name].get("only_batch")] * 2]
+    assert metadata(model)["version"] == JOBS[name]["version"]
+    ops = [n.op_type for n in model.graph.node]
+    assert (TensorProto.FLOAT16 in {t.data_type for t in model.graph.initializer}) == bool(args.get("half"))
+    if not args["simplify"]:
+        assert "Constant" in ops
+    elif not args.get("dynamic"):
+        assert not {"Constant", "Shape", "Identity"} & set(ops)
 
 
 @pytest.mark.parametrize("name", detect_names())

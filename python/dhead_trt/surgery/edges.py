@@ -17,7 +17,8 @@ _TRANSPARENT = ("Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten"
 def import_graph(model: Any) -> Any:
     """onnx.ModelProto → onnx_graphsurgeon.Graph; the model is not changed by edits of the graph."""
     gs = require("onnx_graphsurgeon")
-    return gs.import_onnx(model)
+    with _quiet():
+        return gs.import_onnx(model)
 
 
 def export_graph(graph: Any, original: Any) -> Any:
@@ -27,8 +28,9 @@ def export_graph(graph: Any, original: Any) -> Any:
     quantization annotations, node metadata.
     """
     gs = require("onnx_graphsurgeon")
-    graph.cleanup(remove_unused_graph_inputs=True).toposort()
-    model = gs.export_onnx(graph)
+    with _quiet():
+        graph.cleanup(remove_unused_graph_inputs=True).toposort()
+        model = gs.export_onnx(graph)
     model.ir_version = original.ir_version
     if model.ir_version < 4:  # initializers were inputs too
         have = {value.name for value in model.graph.input}
@@ -55,6 +57,12 @@ def export_graph(graph: Any, original: Any) -> Any:
     del model.opset_import[:]
     model.opset_import.extend(opsets)
     return model
+
+
+def _quiet() -> Any:
+    """GraphSurgeon writes its warnings to stdout, where the command line writes JSON."""
+    logger = require("onnx_graphsurgeon.logger").G_LOGGER
+    return logger.suppress(severity=logger.ERROR)
 
 
 def _weights(model: Any) -> set[str]:
