@@ -201,7 +201,7 @@ def _cuda_kernels() -> str:
         importlib.import_module("dhead_trt._cuda")
     except Exception as e:
         return f"compiled, does not load: {type(e).__name__}: {_first_line(e)}"
-    return "compiled"
+    return "compiled" if find_gpus()[0] else "compiled; there is no GPU to run it on"
 
 
 def _backends() -> tuple[BackendState, ...]:
