@@ -267,7 +267,10 @@ def _reconcile(
         "objectness": "third branch of the tail, measured" if seen.levels[0].obj else "no third branch",
         "level order": "anchor order of the output, measured",
     }
-    units: dict[str, tuple[float, ...]] = {"stride": tuple(map(float, seen.strides)), "pixel": (1.0,) * len(seen.units)}
+    units: dict[DistanceUnit, tuple[float, ...]] = {
+        "stride": tuple(map(float, seen.strides)),
+        "pixel": (1.0,) * len(seen.units),
+    }
     fits = [
         u
         for u, scale in units.items()
@@ -280,18 +283,13 @@ def _reconcile(
             expected="the stride of each level, or 1",
             fix="The box arithmetic of this export is another one, or its stride constants were altered. " + RAW_EXPORT,
         )
-    unit: DistanceUnit = (
-        "stride"
-        if "stride" in fits and not (claim and claim.distance_unit in fits)
-        else claim.distance_unit
-        if claim and claim.distance_unit in fits
-        else "pixel"
-    )
+    unit = claim.distance_unit if claim and claim.distance_unit in fits else fits[0]  # both fit a stride of 1
     if list(seen.strides) != sorted(seen.strides):
         raise GraphError("The levels are not in ascending order of stride", received=seen.strides, expected="ascending")
     for name, length in walk.dfl.items():
         _same("bins", seen.bins, "the channels of the box maps", length, f"the length of the DFL weight ({name})")
-        sources["bins"] += f"; DFL weight 0..{length - 1}"
+    if walk.dfl:
+        sources["bins"] += f"; DFL weight 0..{seen.bins - 1}"
     if seen.bins == 1 and walk.ops().get("Softmax"):
         raise GraphError("The tail has a softmax but its box maps have 4 channels", received="bins 1", fix=RAW_EXPORT)
     if facts.stride is not None:
