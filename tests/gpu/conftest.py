@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ def real_gpu() -> Any:
     """The extension module `_cuda` on a machine with a GPU."""
     available, reason = cuda.availability()
     if not available:
+        if os.environ.get("DHEAD_REQUIRE_GPU"):  # scripts/gpu_check.sh: PyTorch finds one
+            pytest.fail(f"no GPU: {reason}")
         pytest.skip(f"NOT RUN, no GPU: {reason}")
     return cuda.cuda_module()
 
