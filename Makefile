@@ -67,17 +67,19 @@ test-py: $(STAMPS)/installed ## Only the Python tests (PYTEST_ARGS="-k decode")
 
 .PHONY: lint
 lint: $(STAMPS)/requirements ## ruff, mypy --strict and clang-format; changes nothing
-	ruff check .
-	ruff format --check .
-	mypy
-	@echo "clang-format --dry-run -Werror on $(words $(CPP_FILES)) files"
-	@$(if $(strip $(CPP_FILES)),clang-format --dry-run -Werror $(CPP_FILES),true)
+	@status=0; \
+	check() { echo "== $$1"; "$${@:2}" || status=1; }; \
+	check "ruff check" ruff check .; \
+	check "ruff format --check" ruff format --check .; \
+	check "mypy --strict" mypy; \
+	check "clang-format on $(words $(CPP_FILES)) files" clang-format --dry-run -Werror $(CPP_FILES); \
+	exit $$status
 
 .PHONY: format
 format: $(STAMPS)/requirements ## Rewrite the sources the way `make lint` wants them
 	ruff check --fix .
 	ruff format .
-	@$(if $(strip $(CPP_FILES)),clang-format -i $(CPP_FILES),true)
+	clang-format -i $(CPP_FILES)
 
 .PHONY: dev
 dev: $(STAMPS)/requirements ## Compile the extension modules in place, for PYTHONPATH=python

@@ -44,22 +44,22 @@ struct DecodeOutputs {
 };
 
 struct DetectOptions {
-    double conf = 0.25;              // keep where score > conf, tested on the logit
-    float iou = 0.7F;                // suppress where IoU > iou
-    int32_t max_candidates = 4096;   // per image, before NMS, by (score, then lowest anchor, then lowest class)
-    int32_t max_det = 300;           // K, per image, after NMS
-    bool class_agnostic = false;     // one NMS over all classes
-    bool multi_label = false;        // every class above conf is a candidate, not only the best
+    double conf = 0.25;                   // keep where score > conf, tested on the logit
+    float iou = 0.7F;                     // suppress where IoU > iou
+    int32_t max_candidates = 4096;        // per image, before NMS, by (score, then lowest anchor, then lowest class)
+    int32_t max_det = 300;                // K, per image, after NMS
+    bool class_agnostic = false;          // one NMS over all classes
+    bool multi_label = false;             // every class above conf is a candidate, not only the best
     const uint8_t* class_mask = nullptr;  // [C], non-zero = wanted; null = all. Applied after the best class is chosen:
                                           // an anchor whose best class is unwanted gives nothing.
 };
 
 struct DetectOutputs {
-    int32_t* num_dets = nullptr;     // [B]
-    float* boxes = nullptr;          // [B, K, 4]; unused rows are 0
-    float* scores = nullptr;         // [B, K]; unused rows are 0
-    int32_t* classes = nullptr;      // [B, K]; unused rows are -1
-    int32_t* dropped = nullptr;      // [B] candidates beyond max_candidates, or null
+    int32_t* num_dets = nullptr;  // [B]
+    float* boxes = nullptr;       // [B, K, 4]; unused rows are 0
+    float* scores = nullptr;      // [B, K]; unused rows are 0
+    int32_t* classes = nullptr;   // [B, K]; unused rows are -1
+    int32_t* dropped = nullptr;   // [B] candidates beyond max_candidates, or null
 };
 
 }  // namespace dhead
