@@ -50,7 +50,10 @@ def test_the_stub_generator_refuses_other_headers(tmp_path: Path) -> None:
     for name in ("NvInferImpl.h", "NvInferRuntimeCommon.h"):
         (tmp_path / name).write_text("class Something {};\n")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(tmp_path / "out.h")], capture_output=True, check=False, text=True
+        [sys.executable, str(script), str(tmp_path), str(tmp_path / "out.h")],
+        capture_output=True,
+        check=False,
+        text=True,
     )
     assert done.returncode != 0
     assert "have no IPluginRegistry" in done.stderr

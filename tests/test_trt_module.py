@@ -287,9 +287,7 @@ def test_the_producers_stream_is_waited_for(standin: StandIn) -> None:
     standin.set("delay_us", 30_000)
     slow.infer([Gpu(standin, image())], stream=handle.value)  # keeps the producer's stream busy
     standin.set("delay_us", 0)
-    standin.cuda.cudaMemcpyAsync(
-        ctypes.c_void_p(x.ptr), ctypes.c_void_p(source.ptr), ctypes.c_size_t(192), 3, handle
-    )
+    standin.cuda.cudaMemcpyAsync(ctypes.c_void_p(x.ptr), ctypes.c_void_p(source.ptr), ctypes.c_size_t(192), 3, handle)
     np.testing.assert_array_equal(e.infer([x])["a"].numpy(), expected(image(start=5))["a"])
     standin.cuda.cudaStreamSynchronize(handle)
     slow.close()
@@ -300,13 +298,24 @@ def test_the_producers_stream_is_waited_for(standin: StandIn) -> None:
 def test_wrong_arrays(standin: StandIn) -> None:
     e = engine(standin, "batch")
     x, cases = image(), []
-    cases += [([x, x], "wrong number of arrays"), ({"image": x}, "lacks 'images'"), ({"images": x, "y": x}, "does not know")]
+    cases += [
+        ([x, x], "wrong number of arrays"),
+        ({"image": x}, "lacks 'images'"),
+        ({"images": x, "y": x}, "does not know"),
+    ]
     cases += [(x, "neither a dict nor a sequence"), ([x[0]], "wrong shape"), ([image(9)], "No optimisation profile")]
     cases += [([x.astype(np.float64)], "wrong dtype"), ([x.astype(np.float16)], "float16, expected float32")]
-    cases += [([x.transpose(0, 1, 3, 2)], "not C-contiguous"), ([[1.0]], "is not an array"), ([None], "is not an array")]
+    cases += [
+        ([x.transpose(0, 1, 3, 2)], "not C-contiguous"),
+        ([[1.0]], "is not an array"),
+        ([None], "is not an array"),
+    ]
     cases += [([Gpu(standin, x, strides=(192, 64, 4, 16))], "not C-contiguous")]
     cases += [([Gpu(standin, x, typestr="<f8")], "wrong dtype"), ([Gpu(standin, x, typestr="<c8")], "wrong dtype")]
-    cases += [([Gpu(standin, x, data=(4096, False))], "not in device memory"), ([Gpu(standin, x, data=(0, False))], "no data")]
+    cases += [
+        ([Gpu(standin, x, data=(4096, False))], "not in device memory"),
+        ([Gpu(standin, x, data=(0, False))], "no data"),
+    ]
     cases += [([Gpu(standin, x, data=None)], "malformed"), ([Gpu(standin, x, mask=1)], "malformed")]
     for given, text in cases:
         with pytest.raises(InputError, match=text):

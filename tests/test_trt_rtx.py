@@ -59,9 +59,7 @@ def fixed(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
 class _Random(CalibrationDataReader):
     def __init__(self, model: onnx.ModelProto) -> None:
         rng = np.random.default_rng(0)
-        shapes = {
-            i.name: [d.dim_value or 1 for d in i.type.tensor_type.shape.dim] for i in model.graph.input
-        }
+        shapes = {i.name: [d.dim_value or 1 for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
         self._feeds = iter([{n: rng.standard_normal(s, np.float32) for n, s in shapes.items()} for _ in range(2)])
 
     def get_next(self) -> Any:
@@ -232,7 +230,9 @@ def test_external_data(module: Any, library: Any, graphs: dict[str, onnx.ModelPr
         module.build(library, path.read_bytes(), model_path=str(path))
 
 
-def test_ctrl_c_stops_a_real_build(module: Any, library: Any, graphs: dict[str, onnx.ModelProto], tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_real_build(
+    module: Any, library: Any, graphs: dict[str, onnx.ModelProto], tmp_path: Path
+) -> None:
     data, seen = fixed(graphs["doclaynet-fp32"], 1).SerializeToString(), threading.Event()
 
     def interrupt() -> None:

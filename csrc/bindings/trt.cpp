@@ -217,6 +217,7 @@ PYBIND11_MODULE(DHEAD_TRT_MODULE, m) {
     register_errors();
     m.attr("HEADER_VERSION") = header_version();
     m.attr("HAS_KERNELS") = has_kernels();
+    m.attr("STATIC_CUDART") = has_static_cudart();
 
     py::class_<Library, std::shared_ptr<Library>>(m, "Library", "TensorRT, opened at run time.")
         .def(py::init([](const std::string& path, std::vector<std::string> package_dirs, bool rtx,

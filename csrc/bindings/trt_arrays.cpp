@@ -117,6 +117,10 @@ Borrowed from_dlpack(py::handle value, const TensorInfo& info, const InferOption
 
 Borrowed borrow(py::handle value, const TensorInfo& info, bool writable, const InferOptions& options) {
     if (py::isinstance<py::array>(value)) return from_numpy(py::reinterpret_borrow<py::array>(value), info, writable);
+    if (py::isinstance<DeviceArray>(value)) {  // one of ours: no need to ask it in Python
+        const auto& own = value.cast<const DeviceArray&>();
+        return {own.array(), py::reinterpret_borrow<py::object>(value), own.asynchronous(), own.stream()};
+    }
     static const py::str& key = *new py::str("__cuda_array_interface__");
     PyObject* found = PyObject_GetAttr(value.ptr(), key.ptr());
     if (found) {

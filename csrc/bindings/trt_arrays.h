@@ -107,6 +107,9 @@ class DeviceArray {
     DeviceArray(std::shared_ptr<Engine> engine, Array array, bool asynchronous, void* stream)
         : engine_(std::move(engine)), array_(std::move(array)), asynchronous_(asynchronous), stream_(stream) {}
     static void bind(pybind11::module_& m);
+    const Array& array() const { return array_; }
+    bool asynchronous() const { return asynchronous_; }
+    void* stream() const { return stream_; }
 
   private:
     pybind11::dict cuda_array_interface() const;

@@ -35,6 +35,7 @@ class PyEngine {
         if (!engine_) throw Error(ErrorKind::kInput, "This engine is closed", "", "", "Open it again");
         return *engine_;
     }
+    const std::vector<Shape>& last_shapes() const { return last_shapes_; }
     // Calls in flight hold the engine themselves.
     void close() {
         auto engine = std::move(engine_);
@@ -42,7 +43,7 @@ class PyEngine {
         engine.reset();
     }
 
-    py::dict infer(const py::object& inputs, const py::object& out, const py::object& stream) const {
+    py::dict infer(const py::object& inputs, const py::object& out, const py::object& stream, bool device_outputs) {
         engine();
         const std::shared_ptr<Engine> held = engine_;
         const auto &ins = held->inputs(), &outs = held->outputs();
@@ -56,7 +57,7 @@ class PyEngine {
         std::vector<py::object> keep;  // until the call has been queued
         in_arrays.reserve(ins.size());
         keep.reserve(ins.size() + outs.size());
-        bool any_device = false;
+        bool any_device = device_outputs;
         const auto take = [&](py::handle value, const TensorInfo& info, bool writable) {
             Borrowed b = borrow(value, info, writable, options);
             if (b.has_stream) options.wait_for.push_back(b.stream);
@@ -88,6 +89,8 @@ class PyEngine {
                 results[i] = std::move(array);
             }
         }
+        last_shapes_.resize(in_arrays.size());
+        for (std::size_t i = 0; i < in_arrays.size(); ++i) last_shapes_[i] = in_arrays[i].shape;
         {
             const py::gil_scoped_release release;
             held->infer(in_arrays, out_arrays, options);
@@ -156,6 +159,7 @@ class PyEngine {
 
     std::shared_ptr<Engine> engine_;
     std::vector<py::str> input_names_, output_names_;
+    std::vector<Shape> last_shapes_;  // of the last call; guarded by Python's lock
 };
 
 }  // namespace
@@ -187,7 +191,9 @@ void bind_engine(py::module_& m) {
         .def_property_readonly("device", [](const PyEngine& e) { return e.engine().device(); })
         .def_property_readonly("num_profiles", [](const PyEngine& e) { return e.engine().num_profiles(); })
         .def_property_readonly("device_memory", [](const PyEngine& e) { return e.engine().device_memory(); })
-        .def("infer", &PyEngine::infer, py::arg("inputs"), py::arg("out") = py::none(), py::arg("stream") = py::none())
+        .def("infer", &PyEngine::infer, py::arg("inputs"), py::arg("out") = py::none(), py::arg("stream") = py::none(),
+             py::arg("device_outputs") = false)
+        .def_property_readonly("last_shapes", &PyEngine::last_shapes)
         .def("output_shapes",
              [](const PyEngine& e, const std::vector<Shape>& shapes) {
                  py::list list;

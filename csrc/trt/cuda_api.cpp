@@ -70,6 +70,14 @@ CudaApi from_shared(void* so, const std::string& path) {
 
 }  // namespace
 
+bool has_static_cudart() {
+#ifdef DHEAD_TRT_STATIC_CUDART
+    return true;
+#else
+    return false;
+#endif
+}
+
 CudaApi load_cuda(const std::string& path) {
     std::string why;
     auto open = [&](const std::string& file) {

@@ -66,5 +66,7 @@ std::vector<DeviceInfo> list_devices(const Library& library);
 std::string header_version();
 // True where kernels that decode raw maps on the device were linked in.
 bool has_kernels();
+// True where the CUDA runtime was linked in, so that none need be installed.
+bool has_static_cudart();
 
 }  // namespace dhead::trt

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from .artifact import Artifact, TensorInfo
 from .backends import get_backend
+from .device_infer import infer_on_device, on_device
 from .errors import InputError
 from .spec import HeadSpec
-from .tensors import Arrays, bind, copy_out, pick_out, refuse_non_finite
+from .tensors import Arrays, bind, by_name, copy_out, pick_out, refuse_non_finite
 
 __all__ = ["Engine", "EngineProfile"]
 
@@ -173,14 +174,16 @@ class Engine:
         """Runs the engine once.
 
         Arrays are numpy, torch (CPU), or anything with DLPack or `__array__`. C-contiguous ones are read in place;
-        others are copied first. Values are not looked at: NaN in gives NaN raw maps, and no detection where they are.
+        others are copied first. GPU backends also take device arrays (torch, CuPy, PyCUDA), in place; results then are
+        device arrays. Values are not looked at: NaN in gives NaN raw maps, and no detection where they are.
 
         Args:
             inputs: a dict by name, a sequence in order, or the array itself where there is one input.
             conf, iou, max_det, max_candidates, classes, class_agnostic, multi_label: as in `postprocess.detect`; they
                 matter for output="detections" only.
             out: arrays to write into, by name, as an earlier call returned them; nothing of their size is allocated.
-            stream: for GPU backends only.
+            stream: for GPU backends: the caller's CUDA stream (an integer, or of torch, CuPy or PyCUDA); the call is
+                queued on it and not waited for.
             check: refuse inputs that hold NaN or infinity (reads them once more).
 
         Returns:
@@ -193,6 +196,24 @@ class Engine:
         """
         if self._closed:
             raise InputError("This engine is closed", fix="Open it again with Engine(path)")
+        if (stream is not None or on_device(inputs)) and hasattr(self._runner, "infer_device"):
+            return infer_on_device(
+                self._runner,
+                by_name(self._artifact.inputs, inputs),
+                self._route,
+                self._artifact.spec,
+                out=out,
+                stream=stream,
+                options={
+                    "conf": conf,
+                    "iou": iou,
+                    "max_candidates": max_candidates,
+                    "max_det": max_det,
+                    "classes": classes,
+                    "class_agnostic": class_agnostic,
+                    "multi_label": multi_label,
+                },
+            )
         if stream is not None:
             raise InputError(
                 f"{self._artifact.backend} runs on {self.device}, which has no streams", received="stream="

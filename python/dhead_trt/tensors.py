@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .artifact import TensorInfo
 from .errors import InputError
 
-__all__ = ["Arrays", "bind", "copy_out", "pick_out", "refuse_non_finite"]
+__all__ = ["Arrays", "bind", "by_name", "copy_out", "pick_out", "refuse_non_finite"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -27,29 +27,46 @@ def bind(expected: Sequence[TensorInfo], inputs: Any) -> Arrays:
     Raises:
         InputError: a name, dtype, shape or device does not fit, or the batches differ.
     """
-    signature = ", ".join(f"{t.name} {t.describe()} {t.dtype}" for t in expected)
-    named: dict[str, Any]
-    if isinstance(inputs, Mapping):
-        named = dict(inputs)
-    elif isinstance(inputs, (list, tuple)):
-        if len(inputs) != len(expected):
-            raise InputError("Wrong number of inputs", received=len(inputs), expected=signature)
-        named = {t.name: a for t, a in zip(expected, inputs, strict=True)}
-    elif len(expected) == 1:
-        named = {expected[0].name: inputs}
-    else:
-        raise InputError("One array for an engine of several inputs", received=_what(inputs), expected=signature)
-    names = {t.name for t in expected}
-    if set(named) != names:
-        unknown, missing = sorted(map(str, set(named) - names)), sorted(names - set(named))
-        raise InputError(
-            "The input names do not match", received=f"unknown {unknown}, missing {missing}", expected=signature
-        )
+    named = by_name(expected, inputs)
     bound = {t.name: _array(t, named[t.name]) for t in expected}
     batches = {name: a.shape[0] for name, a in bound.items()}
     if len(set(batches.values())) > 1:
         raise InputError("The inputs differ in batch size", received=batches, expected="the same for all")
     return bound
+
+
+def by_name(expected: Sequence[TensorInfo], inputs: Any) -> dict[str, Any]:
+    """The arrays by name, whatever they are; every name expected and no other.
+
+    Raises:
+        InputError: a name is missing or unknown, or their number is wrong.
+    """
+    named: dict[str, Any]
+    if isinstance(inputs, Mapping):
+        named = dict(inputs)
+    elif isinstance(inputs, (list, tuple)):
+        if len(inputs) != len(expected):
+            raise InputError("Wrong number of inputs", received=len(inputs), expected=_signature(expected))
+        named = {t.name: a for t, a in zip(expected, inputs, strict=True)}
+    elif len(expected) == 1:
+        named = {expected[0].name: inputs}
+    else:
+        raise InputError(
+            "One array for an engine of several inputs", received=_what(inputs), expected=_signature(expected)
+        )
+    names = {t.name for t in expected}
+    if named.keys() != names:
+        unknown, missing = sorted(map(str, set(named) - names)), sorted(names - set(named))
+        raise InputError(
+            "The input names do not match",
+            received=f"unknown {unknown}, missing {missing}",
+            expected=_signature(expected),
+        )
+    return named
+
+
+def _signature(expected: Sequence[TensorInfo]) -> str:
+    return ", ".join(f"{t.name} {t.describe()} {t.dtype}" for t in expected)
 
 
 def _array(tensor: TensorInfo, value: Any) -> NDArray[Any]:

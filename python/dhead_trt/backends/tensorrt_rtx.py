@@ -1,7 +1,7 @@
 """TensorRT for RTX: engines built ahead of time, on any machine, for the RTX GPUs of others.
 
 The network is strongly typed, so the precision is the graph's; there are no custom plugins, so the plan ends at the raw
-maps. Building needs no GPU. Running needs one, and is not in this version: `load` says so.
+maps. Building needs no GPU. Running needs one, and dhead_trt compiled with TensorRT 11's headers (module `_trt11`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ..artifact import Artifact
 from ..errors import BackendUnavailable, BuildError, InputError
 from . import cuda_driver
 from .base import Availability, BuildRequest, BuildResult, ProgressCallback, Runner
+from .trt_library import open_library
+from .trt_runner import load_runner
 
 __all__ = ["CAPABILITIES", "DEFAULT_CAPABILITIES", "TensorRTRTXBackend", "parse_capability"]
 
@@ -76,7 +78,7 @@ class TensorRTRTXBackend:
     suffixes = (".plan", ".engine", ".trt")
 
     def availability(self) -> Availability:
-        """Builds wherever the package imports; running is not in this version."""
+        """Builds wherever the package imports; runs where there is a GPU too, and the module `_trt11`."""
         try:
             trt = _import()
         except BackendUnavailable as e:
@@ -84,8 +86,9 @@ class TensorRTRTXBackend:
         version = str(trt.__version__)
         gpus = cuda_driver.devices()
         detail = {"GPUs": ", ".join(f"{g.name} ({g.capability})" for g in gpus) or "none"}
-        reason = f"TensorRT for RTX {version} builds here; {_cannot_run(gpus)}"
-        return Availability(True, False, reason, detail, version)
+        why_not = _cannot_run(gpus)
+        reason = f"TensorRT for RTX {version} builds " + (f"here; {why_not}" if why_not else "and runs here")
+        return Availability(True, not why_not, reason, detail, version)
 
     def build(self, request: BuildRequest) -> BuildResult:
         """Builds a plan for the chosen compute capabilities. Ctrl-C stops it and leaves nothing behind.
@@ -144,11 +147,21 @@ class TensorRTRTXBackend:
     def load(
         self, artifact: Artifact, device: str | None = None, *, threads: int | None = None, **options: Any
     ) -> Runner:
-        """Raises BackendUnavailable: says what is missing, and how to build for the CPU."""
+        """Loads a plan.
+
+        Raises:
+            ArtifactError: it was built for another GPU, or is damaged.
+            BackendUnavailable: no GPU, driver or library, or dhead_trt was built without its engine; says what is
+                missing, and how to build for the CPU.
+            InputError: an option is not known.
+        """
         built_for = ", ".join(artifact.compute_capabilities) or "it was built for"
+        reason = _cannot_run(cuda_driver.devices())
+        if not reason:
+            return load_runner(artifact, device, options, rtx=True)
         raise BackendUnavailable(
             f"The engine {artifact.plan.name} cannot run here",
-            received=_cannot_run(cuda_driver.devices()),
+            received=reason,
             expected=f"an RTX GPU of compute capability {built_for}",
             fix=_CPU,
         )
@@ -165,9 +178,16 @@ def _import() -> Any:
 
 
 def _cannot_run(gpus: Sequence[cuda_driver.Device]) -> str:
+    """Why plans do not run here, or nothing."""
     if not gpus:
         return f"running needs an NVIDIA RTX GPU, and {cuda_driver.why_none()}"
-    return f"running on {gpus[0].name} is not in this version of dhead_trt"
+    if not any(g.capability in CAPABILITIES for g in gpus):
+        return f"it does not run on {gpus[0].name} ({gpus[0].capability})"
+    try:
+        open_library(rtx=True)
+    except BackendUnavailable as e:
+        return str(e).rstrip(".")
+    return ""
 
 
 def _capabilities(asked: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,0 +1,253 @@
+"""The tensorrt backend end to end, build to Engine.infer, against the stand-ins of tests/cpp/trt."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dhead_trt.artifact import Artifact
+from dhead_trt.backends import get_backend, trt_library
+from dhead_trt.backends.trt_runner import device_index
+from dhead_trt.build import build
+from dhead_trt.engine import Engine
+from dhead_trt.errors import ArtifactError, BackendUnavailable, BuildError, DheadError, InputError
+from trt_standin import StandIn, header_dirs, header_major
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+import small_models as small
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trt")]
+
+
+@pytest.fixture(scope="module")
+def standin() -> StandIn:
+    return StandIn(header_major(header_dirs()[0]))
+
+
+@pytest.fixture(autouse=True)
+def here(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose TensorRT and CUDA runtime are the stand-ins."""
+    standin.reset()
+    monkeypatch.setattr(trt_library, "modules", lambda: {standin.major: standin.module})
+    monkeypatch.setattr(trt_library, "plugin_library", lambda major: None)
+    monkeypatch.setattr("dhead_trt.backends.tensorrt.plugin_library", lambda major: None)
+    monkeypatch.setenv("DHEAD_TENSORRT_LIBRARY_DIR", str(standin.folder))
+    monkeypatch.setenv("DHEAD_CUDART_LIBRARY", standin.cudart)
+    yield
+    standin.reset()
+    gc.collect()
+    assert {kind: standin.live(kind) for kind in ("device", "pinned", "stream", "event")} == {
+        "device": 0, "pinned": 0, "stream": 0, "event": 0
+    }  # fmt: skip
+    assert standin.get("live") == 0
+
+
+@pytest.fixture(scope="module")
+def model() -> bytes:
+    data: bytes = small.onnx_bytes("head")
+    return data
+
+
+def made(model: bytes, folder: Path, **arguments: Any) -> Artifact:
+    # The stand-in does not compute the graph, so the plan cannot be verified against it.
+    return build(model, "tensorrt", output=folder / "e", verify=False, form="raw", **arguments)
+
+
+def features(engine: Engine, batch: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(batch)
+    sizes = {t.name: tuple(batch if d == -1 else d for d in t.shape) for t in engine.inputs}
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in sizes.items()}
+
+
+def test_availability(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = get_backend("tensorrt").availability()
+    assert found.can_build
+    assert found.can_run
+    assert found.version == standin.module.HEADER_VERSION
+    assert "Stand-in GPU 1 (8.9)" in found.detail["GPUs"]
+    standin.cuda.standin_cuda_devices(0)
+    found = get_backend("tensorrt").availability()
+    assert not found.can_build
+    assert "No NVIDIA GPU" in found.reason
+    monkeypatch.setattr(trt_library, "modules", dict)
+    found = get_backend("tensorrt").availability()
+    assert "built without TensorRT's headers" in found.reason
+
+
+def test_build_load_infer(standin: StandIn, model: bytes, tmp_path: Path) -> None:
+    told: list[Any] = []
+    standin.set("build_steps", 5)
+    artifact = made(
+        model, tmp_path, batch=(1, 2, 4), precision="fp16", options={"workspace_mib": 64, "optimization_level": 1},
+        progress=lambda phase, fraction: told.append((phase, fraction)),
+    )  # fmt: skip
+    assert artifact.backend == "tensorrt"
+    assert artifact.gpu == "Stand-in GPU 0"
+    assert artifact.compute_capabilities == ("8.6",)
+    assert artifact.backend_version == standin.module.HEADER_VERSION
+    assert standin.get("config.pool0") == 64 << 20
+    fractions = [f for phase, f in told if phase == "TensorRT: building"]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert any("stand-in" in note for note in artifact.notes)
+    with Engine(artifact.plan, output="raw") as engine:
+        assert engine.device == "cuda:0 (Stand-in GPU 0, 8.6)"
+        for batch in (1, 4):
+            x = features(engine, batch)
+            out = engine.infer(x)
+            assert list(out) == [t.name for t in engine.outputs]
+            total = sum(v.reshape(batch, -1)[:, :1] for v in x.values())
+            for k, value in enumerate(out.values()):
+                np.testing.assert_allclose(value.reshape(batch, -1)[:, :1], total + k, rtol=1e-5)
+    with Engine(artifact.plan) as engine:  # the maps decoded by the CPU core
+        found = engine.infer(features(engine, 2), conf=0.9)
+        assert found["num_dets"].shape == (2, 1)
+        with engine.profile() as profile:
+            engine.infer(features(engine, 2))
+        assert profile.layers == [("conv", "", 0.25), ("decode", "", 0.5)]
+
+
+class Gpu:
+    """A device array: memory of the stand-in."""
+
+    def __init__(self, standin: StandIn, array: np.ndarray) -> None:
+        self._cuda, pointer = standin.cuda, ctypes.c_void_p()
+        assert standin.cuda.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(array.nbytes)) == 0
+        self.ptr, self.shape = pointer.value, array.shape
+        ctypes.memmove(self.ptr, array.ctypes.data, array.nbytes)
+        self.__cuda_array_interface__ = {
+            "shape": array.shape, "typestr": array.dtype.str, "data": (self.ptr, False), "version": 3
+        }  # fmt: skip
+
+    def free(self) -> None:
+        self._cuda.cudaFree(ctypes.c_void_p(self.ptr))
+
+
+def test_device_arrays(standin: StandIn, model: bytes, tmp_path: Path) -> None:
+    artifact = made(model, tmp_path)
+    engine = Engine(artifact.plan, output="raw", cuda_graphs=True)
+    x = features(engine)
+    on_device = {name: Gpu(standin, value) for name, value in x.items()}
+    expected = engine.infer(x)
+    copies = standin.count("copy")
+    for _ in range(4):
+        out = engine.infer(on_device)
+    assert standin.count("copy") == copies
+    for name, value in expected.items():
+        np.testing.assert_array_equal(out[name].numpy(), value)
+    queued = engine.infer(list(on_device.values()), stream=0)
+    np.testing.assert_array_equal(queued["box_0"].numpy(), expected["box_0"])
+    with pytest.raises(InputError, match="input names do not match"):
+        engine.infer({"p3": on_device["p3"]}, stream=0)
+    for array in on_device.values():
+        array.free()
+    with pytest.raises(InputError, match="not in device memory"):
+        engine.infer(on_device)
+    del out, queued
+    engine.close()
+    with pytest.raises(InputError, match="closed"):
+        engine.infer(x)
+
+
+def test_host_overhead_of_infer(standin: StandIn, model: bytes, tmp_path: Path) -> None:
+    """dhead_trt.Engine.infer with device arrays: at most 15 µs of host time per call."""
+    engine = Engine(made(model, tmp_path).plan, output="raw")
+    standin.set("delay_us", -1)
+    on_device = {name: Gpu(standin, value) for name, value in features(engine).items()}
+    out = engine.infer(on_device)
+    standin.cuda.standin_cuda_inline(1)
+    best = float("inf")
+    for _ in range(30):
+        started = time.perf_counter()
+        for _ in range(100):
+            engine.infer(on_device, out=out, stream=0)
+        best = min(best, (time.perf_counter() - started) / 100)
+    print(f"Engine.infer, 3 inputs, 6 outputs: {best * 1e6:.1f} µs")
+    for array in on_device.values():
+        array.free()
+    assert best < 15e-6
+
+
+def test_build_errors(standin: StandIn, model: bytes, tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], type[DheadError], str]] = [
+        ({"options": {"workspace": 3}}, BuildError, "no build option 'workspace'"),
+        ({"options": {"workspace_mib": 0}}, BuildError, "not a size"),
+        ({"options": {"dla_core": 0}}, BuildError, "DLA"),
+        ({"options": {"device": 7}}, BuildError, "no such GPU"),
+        ({"options": {"hardware": "all"}}, InputError, "hardware compatibility"),
+        ({"options": {"mark_outputs": ["nothing"]}}, InputError, "mark_outputs"),
+        ({"options": {"library": "/nonexistent"}}, BackendUnavailable, "/nonexistent"),
+        ({"compute_capabilities": "9.0"}, BuildError, "builds for the GPU it runs on"),
+    ]
+    for arguments, kind, text in cases:
+        with pytest.raises(kind, match=text):
+            made(model, tmp_path, **arguments)
+    with pytest.raises(BuildError, match="no custom operators"):
+        build(model, "tensorrt", output=tmp_path / "e", form="detections", verify=False)
+    standin.set("fail_build", 1)
+    with pytest.raises(BuildError, match="no tactic found"):
+        made(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inner_tensors_as_outputs(standin: StandIn, model: bytes, tmp_path: Path) -> None:
+    import onnx
+
+    inner = next(n.output[0] for n in onnx.load_from_string(model).graph.node if n.op_type == "Conv")
+    backend = get_backend("tensorrt")
+    from dhead_trt.backends import BuildRequest
+    from dhead_trt.shapes import set_shapes
+
+    graph, inputs = set_shapes(onnx.load_from_string(model), None, batch=1)
+    request = BuildRequest(graph, inputs, "fp32", tmp_path, "e.plan", None, {"mark_outputs": [inner]}, lambda *_: None)
+    assert inner in [t.name for t in backend.build(request).outputs]
+
+
+def test_an_engine_of_another_place_is_refused(standin: StandIn, model: bytes, tmp_path: Path) -> None:
+    artifact = made(model, tmp_path)
+    with pytest.raises(ArtifactError, match=r"another GPU.*received Stand-in GPU 1 of compute capability 8\.9"):
+        Engine(artifact.plan, "cuda:1")
+    for device in ("cuda:9", "tpu"):
+        with pytest.raises(InputError):
+            Engine(artifact.plan, device)
+    sidecar = artifact.sidecar.read_text()
+    artifact.sidecar.write_text(sidecar.replace(f'"{artifact.backend_version}"', '"10.0.1"'))
+    with pytest.raises(ArtifactError, match="built by another version of TensorRT"):
+        Engine(artifact.plan)
+    artifact.sidecar.write_text(sidecar)
+    with pytest.raises(InputError, match="no such option"):
+        Engine(artifact.plan, speed=3)
+    damaged = bytearray(artifact.plan.read_bytes())
+    damaged[-3] ^= 1
+    artifact.plan.write_bytes(damaged)
+    with pytest.raises(ArtifactError, match="damaged"):
+        Engine(artifact.plan)
+    standin.cuda.standin_cuda_devices(0)
+    shutil.copy(artifact.plan, tmp_path / "copy.plan")
+    with pytest.raises(ArtifactError, match="no sidecar"):
+        Engine(tmp_path / "copy.plan")
+
+
+def test_no_gpu(standin: StandIn, model: bytes, tmp_path: Path) -> None:
+    artifact = made(model, tmp_path)
+    standin.cuda.standin_cuda_devices(0)
+    with pytest.raises(BackendUnavailable, match=r"e\.plan cannot run here.*--backend openvino"):
+        Engine(artifact.plan)
+    with pytest.raises(BackendUnavailable, match="No NVIDIA GPU"):
+        made(model, tmp_path)
+
+
+def test_device_names() -> None:
+    assert [device_index(d) for d in (None, "cuda", "cuda:2", "GPU:1", "3", 4)] == [0, 0, 2, 1, 3, 4]
+    for name in ("cpu", "cuda:x", "-1", ""):
+        with pytest.raises(InputError, match="CUDA device"):
+            device_index(name)
