@@ -3,8 +3,8 @@
 
     python bench/gpu.py [--json FILE]
 
-Ours is captured into a CUDA graph of one call and replayed; the time is that of a replay on a GPU that is kept busy (the
-median of rounds of 100 replays between two CUDA events, queued behind a wait so that the host is never the slower).
+Ours is captured into a CUDA graph of one call and replayed; the time is that of a replay on a GPU that is kept busy:
+the median of rounds of 100 replays between two CUDA events, queued behind a wait so that the host is never slower.
 The memory's speed is that of a device-to-device copy in the same run, counting bytes read and written. PyTorch's side
 is the usual dense decode under torch.compile, and NMS by torchvision where it is installed.
 """
@@ -198,8 +198,9 @@ def main() -> int:
     for r in rows:
         whole = "-" if r["torch_compile_detect_us"] is None else f"{r['torch_compile_detect_us']:.0f}"
         print(
-            f"{r['batch']:5d} {r['dtype']:>8} {r['detect_us']:9.2f} {r['detect_share_of_copy_bandwidth']:8.1%} {whole:>9} "
-            f"{r['decode_us']:9.2f} {r['decode_share_of_copy_bandwidth']:8.1%} {r['torch_compile_decode_us']:9.0f}"
+            f"{r['batch']:5d} {r['dtype']:>8} {r['detect_us']:9.2f} {r['detect_share_of_copy_bandwidth']:8.1%} "
+            f"{whole:>9} {r['decode_us']:9.2f} {r['decode_share_of_copy_bandwidth']:8.1%} "
+            f"{r['torch_compile_decode_us']:9.0f}"
         )
     first = rows[0]
     targets = {
