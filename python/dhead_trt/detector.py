@@ -66,8 +66,8 @@ class Detector:
         image_size: (height, width) of the canvas, for engines whose input size is not fixed.
         rect: pad images to the next multiple of the stride only, instead of to the whole canvas; needs an engine with a
             dynamic input size.
-        uniform_scale: map boxes back with one gain for both axes, as Ultralytics does, instead of the exact one of
-            each (see dhead_trt.letterbox).
+        uniform_scale: map boxes back with one gain for both axes, as older Ultralytics (8.3.0) does, instead of the
+            exact one of each (see dhead_trt.letterbox).
         bgr: arrays are B, G, R (OpenCV's order). Files and PIL images are not affected.
         threads: CPU threads for the letterbox and the engine; None: chosen by each.
         engine_options: more options for `Engine`.

@@ -1,9 +1,10 @@
 """Letterbox: an image on the network's canvas, and the network's boxes back on the image.
 
 The geometry is that of Ultralytics' LetterBox: one gain for both axes, sizes rounded half to even, centred, padding
-114. The sampling is OpenCV's INTER_LINEAR for 8-bit images, bit for bit. One difference, on the way back: the resized
-image has whole pixels, so the scale that was really applied differs a little between the axes; `to_image` divides by
-the scale of each axis, where Ultralytics divides both by the gain before rounding (`uniform=True` does the same).
+114. The sampling is OpenCV's INTER_LINEAR for 8-bit images, bit for bit. On the way back: the resized image has whole
+pixels, so the scale that was really applied differs a little between the axes; `to_image` divides by the scale of each
+axis, as Ultralytics 8.4.190 does. Older versions (8.3.0) divide both by the gain before rounding; `uniform=True` does
+the same.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Letterbox:
         Args:
             boxes: xyxy on the canvas.
             clip: limit to the image, 0 … width and 0 … height.
-            uniform: divide both axes by `gain`, as Ultralytics' scale_boxes does (up to half a canvas pixel off at the
-                far edge), instead of by the scale really applied to each.
+            uniform: divide both axes by `gain`, as scale_boxes of older Ultralytics (8.3.0) does (up to half a canvas
+                pixel off at the far edge), instead of by the scale really applied to each.
         """
         scale, offset = self._transform(uniform)
         out = (_boxes(boxes) - offset) / scale
