@@ -158,10 +158,10 @@ DHEAD_HD void score_tile(const T* cls, size_t area, int classes, int n, const fl
     F rows[kTile];
     const F weight = kObj ? load(obj) : F(1.F);
     if (kFull && classes == kTile) {
-        DHEAD_UNROLL(16)
-        for (int k = 0; k < kTile; ++k) {
-            rows[k] = sigmoid(load(cls + static_cast<size_t>(k) * area));
-            if (kObj) rows[k] = mul(rows[k], weight);
+        DHEAD_UNROLL(16) for (int k = 0; k < kTile; ++k) rows[k] = load(cls + static_cast<size_t>(k) * area);
+        DHEAD_UNROLL(2) for (int k = 0; k < kTile; k += 8) sigmoid_each<8>(rows + k);
+        if (kObj) {
+            DHEAD_UNROLL(16) for (int k = 0; k < kTile; ++k) rows[k] = mul(rows[k], weight);
         }
         return store_tile16(rows, out, stride, stream);
     }
@@ -325,9 +325,13 @@ void detect_block(const HeadParams& head, const Block& block, const DetectRule& 
         sigmoid_row(v.obj, v.count, obj);
         if (above(obj, v.count, rule.threshold, anchors) == 0) return;
     }
-    max_over_classes(v, num_classes, top);
     const float* value = top;
-    if (rule.objectness) {
+    if (rule.objectness && rule.multi_label) {
+        value = obj;  // sigmoid is not quite monotone: another class may pass where the best one does not
+    } else {
+        max_over_classes(v, num_classes, top);
+    }
+    if (rule.objectness && !rule.multi_label) {
         for (int i = 0; i < v.count; i += kLanes) store(score + i, mul(sigmoid(load(top + i)), load(obj + i)));
         value = score;
     }

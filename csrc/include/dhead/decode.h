@@ -89,79 +89,114 @@ constexpr float kExpC3 = 0.0555071086F;
 constexpr float kExpC4 = 0.00967129227F;
 constexpr float kExpC5 = 0.00132695353F;
 
-// 2^y for y <= 128 or NaN: within 2 ulp where the result is a normal number, exactly 0 below -126.5, inf above 127.5.
+// y[k] = 2^y[k] for each of N values <= 128 or NaN: within 2 ulp where the result is a normal number, exactly 0 below
+// -126.5, inf above 127.5. The values advance side by side, so that a processor always has independent work at hand.
+template <int N, class V>
+DHEAD_HD void exp2_each(V* y) {
+    V t[N];
+    V f[N];
+    V square[N];
+    V high[N];
+    V middle[N];
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) y[k] = max_of(V(kExpLow), y[k]);  // NaN stays
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) t[k] = add(y[k], V(kExpMagic));
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) f[k] = sub(y[k], sub(t[k], V(kExpMagic)));
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) square[k] = mul(f[k], f[k]);
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) high[k] = add(mul(V(kExpC5), f[k]), V(kExpC4));
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) middle[k] = add(mul(V(kExpC3), f[k]), V(kExpC2));
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) middle[k] = add(mul(high[k], square[k]), middle[k]);
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) f[k] = add(mul(V(kExpC1), f[k]), V(1.F));
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) f[k] = add(mul(middle[k], square[k]), f[k]);
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) y[k] = mul(f[k], exponent_from_low_bits(t[k]));
+}
+
 template <class V>
 DHEAD_HD V exp2_bounded(V y) {
-    y = max_of(V(kExpLow), y);  // NaN stays
-    const V t = add(y, V(kExpMagic));
-    const V f = sub(y, sub(t, V(kExpMagic)));
-    V p = add(mul(V(kExpC5), f), V(kExpC4));
-    p = add(mul(p, f), V(kExpC3));
-    p = add(mul(p, f), V(kExpC2));
-    p = add(mul(p, f), V(kExpC1));
-    p = add(mul(p, f), V(1.F));
-    return mul(p, exponent_from_low_bits(t));
+    exp2_each<1>(&y);
+    return y;
 }
 
-// exp(x) for x <= 0 or NaN. The relative error grows with |x|, by 6e-8 |x|: what it adds to a sum that holds an exp(0)
-// is at most 3e-8.
-template <class V>
-DHEAD_HD V exp_not_positive(V x) {
-    return exp2_bounded(mul(x, V(kLog2E)));
+// z[k] = 1 / (1 + exp(-z[k])) for each of N values: within 1e-7; exactly 0 for -inf (and below -88.4), 1 for inf, NaN
+// for NaN.
+template <int N, class V>
+DHEAD_HD void sigmoid_each(V* z) {
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) z[k] = min_of(V(kExpHigh), mul(z[k], V(-kLog2E)));
+    exp2_each<N>(z);
+    DHEAD_UNROLL(16) for (int k = 0; k < N; ++k) z[k] = div(V(1.F), add(V(1.F), z[k]));
 }
 
-// 1 / (1 + exp(-z)): within 1e-7; exactly 0 for -inf (and below -88.4), 1 for inf, NaN for NaN.
 template <class V>
 DHEAD_HD V sigmoid(V z) {
-    return div(V(1.F), add(V(1.F), exp2_bounded(min_of(V(kExpHigh), mul(z, V(-kLog2E))))));
+    sigmoid_each<1>(&z);
+    return z;
+}
+
+// The sums of dfl_expectation. Bin j is added to partial sum j mod 4: it is the rounding of long sums, not that of exp,
+// that limits the precision.
+template <class V>
+struct DflSums {
+    V total[4];
+    V weighted[4];
+};
+
+// Adds the bins j .. j + M - 1; j is a multiple of 4, `weight` is j. Where it is `first`, the sums are still 0 (0 + e
+// is e).
+//
+// exp(x) is 2^(x log2 e) here: its relative error grows with |x|, by 6e-8 |x|, which adds at most 3e-8 to a sum that
+// holds an exp(0).
+template <int M, class V, class Load>
+DHEAD_HD void add_bins(DflSums<V>& sums, int j, V weight, V top, bool first, const Load& load) {
+    V e[M];
+    DHEAD_UNROLL(4) for (int k = 0; k < M; ++k) e[k] = mul(sub(load(j + k), top), V(kLog2E));
+    exp2_each<M>(e);
+    DHEAD_UNROLL(4) for (int k = 0; k < M; ++k) {
+        const V we = mul(add(weight, V(static_cast<float>(k))), e[k]);
+        sums.total[k] = first ? e[k] : add(sums.total[k], e[k]);
+        sums.weighted[k] = first ? we : add(sums.weighted[k], we);
+    }
 }
 
 // The expected bin of softmax(z_0 .. z_{bins-1}), or z_0 itself where bins is 1. `load(j)` gives z_j as a V; it is
 // called twice per bin. Any NaN (or inf) among them gives NaN. kBins: `bins`, where that is known to the compiler, or
 // 0.
-//
-// Bin j is added to partial sum j mod 4: it is the rounding of long sums, not that of exp, that limits the precision.
 template <class V, int kBins = 0, class Load>
-DHEAD_HD V dfl_expectation(int bins, Load load) {
+DHEAD_HD V dfl_expectation(int bins, const Load& load) {
     if (bins == 1) return load(0);
     V top = load(0);
-    V total[4] = {V(0.F), V(0.F), V(0.F), V(0.F)};
-    V weighted[4] = {V(0.F), V(0.F), V(0.F), V(0.F)};
+    DflSums<V> sums = {{V(0.F), V(0.F), V(0.F), V(0.F)}, {V(0.F), V(0.F), V(0.F), V(0.F)}};
     if constexpr (kBins > 0) {
-        DHEAD_UNROLL(64)
-        for (int j = 1; j < kBins; ++j) top = max_of(top, load(j));
-        DHEAD_UNROLL(64)
-        for (int j = 0; j < kBins; ++j) {
-            const V e = exp_not_positive(sub(load(j), top));
-            const V we = mul(V(static_cast<float>(j)), e);
-            total[j % 4] = j < 4 ? e : add(total[j % 4], e);  // 0 + e is e
-            weighted[j % 4] = j < 4 ? we : add(weighted[j % 4], we);
+        constexpr int kRest = kBins % 4;
+        DHEAD_UNROLL(64) for (int j = 1; j < kBins; ++j) top = max_of(top, load(j));
+        DHEAD_UNROLL(16) for (int j = 0; j + 4 <= kBins; j += 4) {
+            add_bins<4>(sums, j, V(static_cast<float>(j)), top, j == 0, load);
+        }
+        if constexpr (kRest > 0) {
+            add_bins<kRest>(sums, kBins - kRest, V(static_cast<float>(kBins - kRest)), top, kBins < 4, load);
         }
     } else {
         for (int j = 1; j < bins; ++j) top = max_of(top, load(j));
         V weight = V(0.F);
         int j = 0;
         for (; j + 4 <= bins; j += 4) {
-            DHEAD_UNROLL(4)
-            for (int k = 0; k < 4; ++k) {
-                const V e = exp_not_positive(sub(load(j + k), top));
-                total[k] = add(total[k], e);
-                weighted[k] = add(weighted[k], mul(weight, e));
-                weight = add(weight, V(1.F));
-            }
+            add_bins<4>(sums, j, weight, top, false, load);
+            weight = add(weight, V(4.F));
         }
-        DHEAD_UNROLL(3)
-        for (int k = 0; k < 3; ++k) {
-            if (j + k >= bins) break;
-            const V e = exp_not_positive(sub(load(j + k), top));
-            total[k] = add(total[k], e);
-            weighted[k] = add(weighted[k], mul(weight, e));
-            weight = add(weight, V(1.F));
+        switch (bins - j) {
+            case 1:
+                add_bins<1>(sums, j, weight, top, false, load);
+                break;
+            case 2:
+                add_bins<2>(sums, j, weight, top, false, load);
+                break;
+            case 3:
+                add_bins<3>(sums, j, weight, top, false, load);
+                break;
+            default:
+                break;
         }
     }
-    // A NaN anywhere reaches a total.
-    return div(add(add(weighted[0], weighted[1]), add(weighted[2], weighted[3])),
-               add(add(total[0], total[1]), add(total[2], total[3])));
+    return div(add(add(sums.weighted[0], sums.weighted[1]), add(sums.weighted[2], sums.weighted[3])),
+               add(add(sums.total[0], sums.total[1]), add(sums.total[2], sums.total[3])));
 }
 
 // Centre of cell x (or y) of a level, in pixels of the network input.

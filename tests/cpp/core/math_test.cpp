@@ -24,8 +24,11 @@ TEST(exp2_is_accurate_and_ends_well) {
     EXPECT_EQUAL(dhead::exp2_bounded(-kInf), 0.F);
     EXPECT_EQUAL(dhead::exp2_bounded(128.F), kInf);
     EXPECT(std::isnan(dhead::exp2_bounded(kNaN)));
-    EXPECT_EQUAL(dhead::exp_not_positive(0.F), 1.F);
-    EXPECT_EQUAL(dhead::exp_not_positive(-1e30F), 0.F);
+    float several[3] = {-1.F, 0.F, 3.F};
+    dhead::exp2_each<3>(several);
+    EXPECT_EQUAL(several[0], 0.5F);
+    EXPECT_EQUAL(several[1], 1.F);
+    EXPECT_EQUAL(several[2], 8.F);
 }
 
 TEST(sigmoid_is_accurate_and_rises) {
