@@ -338,6 +338,12 @@ void Engine::copy_to_host(void* to, const void* from, std::size_t bytes, void* s
     impl_->cuda.check(impl_->cuda.StreamSynchronize(stream), "waiting for a copy");
 }
 
+void Engine::copy_to_device(void* to, const void* from, std::size_t bytes, void* stream) const {
+    const DeviceGuard guard(impl_->cuda, impl_->options.device);
+    impl_->cuda.check(impl_->cuda.MemcpyAsync(to, from, bytes, kCudaHostToDevice, stream), "copying to the device");
+    impl_->cuda.check(impl_->cuda.StreamSynchronize(stream), "waiting for a copy");
+}
+
 void Engine::infer(const std::vector<Array>& inputs, std::vector<Array>& outputs, const InferOptions& options) const {
     Impl& s = *impl_;
     const CudaApi& cuda = s.cuda;

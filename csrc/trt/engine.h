@@ -77,6 +77,9 @@ class Engine {
     // Copies device memory to the host and waits for it.
     void copy_to_host(void* to, const void* from, std::size_t bytes, void* stream) const;
 
+    // Copies host memory to the device and waits for it.
+    void copy_to_device(void* to, const void* from, std::size_t bytes, void* stream) const;
+
     // Milliseconds per layer, as TensorRT names them, of one run on device memory of its own (contents undefined).
     std::vector<std::pair<std::string, float>> profile_layers(const std::vector<Shape>& inputs) const;
     // What TensorRT tells of the plan's layers, JSON. Detailed where it was built with detailed verbosity.
