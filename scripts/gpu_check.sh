@@ -71,7 +71,7 @@ install_package() {
 }
 step "install" install_package
 export PYTHONPATH=$package:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}
-library=$(find "$build/cmake/plugins" -name 'libdhead_trt_plugins*.so' 2>/dev/null | head -1)
+library=$(find "$build/cmake/plugins" -name 'libdhead_trt_plugins.so' 2>/dev/null | head -1)
 program=$(find "$build/cmake" -name '*_contract_gpu' -type f 2>/dev/null | head -1)
 export DHEAD_PLUGIN_LIBRARY=${library:+$PWD/$library} DHEAD_PLUGIN_CONTRACT=${program:+$PWD/$program}
 
