@@ -492,3 +492,42 @@ def test_search_order(standin: StandIn, tmp_path: Path) -> None:
     other = 11 if standin.major == 10 else 10
     mismatch = ask(str(standin.folder), DHEAD_STANDIN_VERSION=f"{other}0100")
     assert f"is version {other}.1.0, but this module needs TensorRT {standin.major}.x" in mismatch
+
+
+def test_the_stubs_name_what_the_module_has(standin: StandIn) -> None:
+    """Names, and arguments with their order, kind and default, as pybind11 writes them in its docstrings."""
+    import ast
+
+    tree = ast.parse((ROOT / "python" / "dhead_trt" / "_trt10.pyi").read_text())
+
+    def functions(body: list[Any]) -> dict[str, Any]:
+        return {n.name: n for n in body if isinstance(n, ast.FunctionDef)}
+
+    def names(target: Any) -> set[str]:
+        return {n for n in dir(target) if not n.startswith("_")}
+
+    module = standin.module
+    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")}
+    constants = {n.target.id for n in tree.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    assert names(module) == set(classes) | set(functions(tree.body)) | constants
+    checked = 0
+    for owner, stub in [
+        (module, functions(tree.body)),
+        *((getattr(module, c), functions(n.body)) for c, n in classes.items()),
+    ]:
+        if owner is not module:
+            assert names(owner) == {n for n in stub if not n.startswith("_")}
+        for name, node in stub.items():
+            if any(getattr(d, "id", "") == "property" for d in node.decorator_list):
+                assert isinstance(getattr(owner, name), property)
+                continue
+            signature = (getattr(owner, name).__doc__ or "").splitlines()[0]
+            given = [a.arg for a in (*node.args.args, *node.args.kwonlyargs) if a.arg != "self"]
+            inside = signature[signature.index("(") + 1 : signature.rindex(") ->")]
+            if given and "arg0" not in inside:
+                positions = [inside.index(f"{a}:") for a in given]
+                assert positions == sorted(positions), name
+                assert inside.count(": ") >= len(given)
+                assert ("*, " in inside) == bool(node.args.kwonlyargs), name
+            checked += 1
+    assert checked >= 14
