@@ -54,9 +54,10 @@ test: $(STAMPS)/installed ## Run every test: C++ (ctest), then Python (pytest)
 	exit $$status
 
 .PHONY: test-cpp
-test-cpp: $(STAMPS)/requirements ## Only the C++ tests
+test-cpp: $(STAMPS)/installed ## Only the C++ tests
 	@echo "== C++ tests (ctest) =="
-	cmake -S . -B $(CPP_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DDHEAD_TESTS=ON -DDHEAD_PYTHON=OFF -DDHEAD_WERROR=ON
+	cmake -S . -B $(CPP_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DDHEAD_TESTS=ON -DDHEAD_PYTHON=OFF -DDHEAD_WERROR=ON \
+	    -DPython_EXECUTABLE=$(PY)
 	cmake --build $(CPP_BUILD) -j $(JOBS) $(if $(V),--verbose,)
 	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error -j $(JOBS)
 

@@ -48,9 +48,7 @@ class Tolerance:
 # its kernels may also sum in the reduced precision. bfloat16 has 8 times the rounding of half precision.
 # What was measured: docs/parity.md.
 TOLERANCES: dict[tuple[str, str], Tolerance] = {
-    ("decode", "fp32"): Tolerance(
-        2e-4, 1e-6, detections=None
-    ),  # detect has rungs of its own
+    ("decode", "fp32"): Tolerance(2e-4, 1e-6, detections=None),  # detect has rungs of its own
     ("torch", "fp32"): Tolerance(2e-3, 1e-5, detections=None),
     ("network", "fp32"): Tolerance(0.05, 1e-4),
     ("network", "fp16"): Tolerance(0.5, 0.01, gate=0.25),
