@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from .engine import Engine
 from .errors import DheadError, InputError
 from .images import expand_paths, load_image
 from .letterbox import Letterbox, letterbox, plan_letterbox
+from .pipeline import Pipeline
 
 __all__ = ["Detector"]
 
@@ -48,10 +50,29 @@ class _Item:
     source: str | None
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What `submit` was given."""
+
+    source: Any
+    bgr: bool
+    options: _Options
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A job with its image on the canvas."""
+
+    item: _Item
+    batch: npt.NDArray[Any]
+    options: _Options
+
+
 class Detector:
     """Finds objects on images with a built engine.
 
-    One Detector may be shared by threads. The options given here are the defaults of every call.
+    One Detector may be shared by threads. The options given here are the defaults of every call. `detector(image)`
+    waits for the result; `submit` does not, and overlaps the steps of several images.
 
     Args:
         model: the plan (or sidecar) that `dhead-trt build` wrote, an Artifact, or an open Engine.
@@ -70,6 +91,9 @@ class Detector:
             exact one of each (see dhead_trt.letterbox).
         bgr: arrays are B, G, R (OpenCV's order). Files and PIL images are not affected.
         threads: CPU threads for the letterbox and the engine; None: chosen by each.
+        queue: images that may be on their way after `submit`; further calls of it wait.
+        workers: (loaders, runners), the threads behind `submit`: those that read and letterbox, and those that run the
+            engine. More runners pay where the engine serves several calls at once (OpenVINO: `hint="throughput"`).
         engine_options: more options for `Engine`.
 
     Raises:
@@ -94,8 +118,21 @@ class Detector:
         uniform_scale: bool = False,
         bgr: bool = False,
         threads: int | None = None,
+        queue: int = 8,
+        workers: tuple[int, int] = (2, 2),
         **engine_options: Any,
     ) -> None:
+        if not isinstance(workers, tuple) or not all(_is_count(n) for n in (queue, *workers)) or len(workers) != 2:
+            raise InputError(
+                "queue or workers is out of range",
+                received=f"queue={queue!r}, workers={workers!r}",
+                expected="1 or more, and two such numbers",
+            )
+        self._queue, self._workers = queue, workers
+        self._pipeline: Pipeline[_Job, _Ready, Detections] | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._spare: list[npt.NDArray[Any]] = []
         self._owned = not isinstance(model, Engine)
         if isinstance(model, Engine):
             if device is not None or engine_options:
@@ -187,9 +224,44 @@ class Detector:
         chosen = self._choose(options, on_error)
         return self._stream(iter(sources), on_error, self._bgr if bgr is None else bgr, chosen)
 
-    def close(self) -> None:
-        """Closes the engine, if the Detector opened it."""
-        if self._owned:
+    def submit(self, source: Any, *, bgr: bool | None = None, **options: Any) -> Future[Detections]:
+        """Takes one image, and returns at once; `.result()` of what it returns waits for the Detections.
+
+        While one image is in the engine, the next is read and letterboxed and the last is post-processed, each in a
+        thread of its own. Results are those of `detector(source)`. Where `queue` images are on their way this waits,
+        so that an endless source cannot fill the memory. In asyncio: `await asyncio.wrap_future(detector.submit(…))`.
+
+        Args:
+            source: one image, as for calling the Detector. Arrays are read later: don't write into them until the
+                result is there.
+            bgr, options: as for calling the Detector.
+
+        Raises:
+            InputError: an option is out of range, or the Detector is closed. Errors of the image are raised by
+                `.result()`.
+        """
+        job = _Job(source, self._bgr if bgr is None else bgr, self._choose(options, "raise"))
+        with self._lock:
+            if self._closed:
+                raise InputError("This detector is closed", fix="Open another one")
+            if self._pipeline is None:
+                loaders, runners = self._workers
+                self._pipeline = Pipeline(
+                    self._prepare, self._complete, loaders=loaders, runners=runners, depth=self._queue
+                )
+            pipeline = self._pipeline
+        return pipeline.submit(job)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Waits for submitted images (`cancel`: only for those being worked on), and closes the engine if the Detector
+        opened it. Closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            pipeline = self._pipeline
+        if pipeline is not None:
+            pipeline.close(cancel=cancel)
+        self._spare.clear()
+        if self._owned and hasattr(self, "_engine"):
             self._engine.close()
 
     def __enter__(self) -> Detector:
@@ -198,7 +270,7 @@ class Detector:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(cancel=kind is not None)
 
     def __repr__(self) -> str:
         return f"Detector({self._engine!r})"
@@ -239,8 +311,36 @@ class Detector:
 
     def _run(self, items: Sequence[_Item], options: _Options) -> list[Detections]:
         """The detections of images of one canvas size, at most one batch of them."""
-        height, width = items[0].box.size
-        batch = self._buffer((max(len(items), self._batches[0]), 3, height, width))
+        batch = self._buffer(self._batch_shape(items))
+        self._fill(batch, items)
+        return self._infer(batch, items, options)
+
+    def _prepare(self, job: _Job) -> _Ready:
+        """The first half of a submitted job."""
+        items = [self._load(job.source, 0, job.bgr)]
+        shape, batch = self._batch_shape(items), None
+        with self._lock:
+            spare = [i for i, b in enumerate(self._spare) if b.shape == shape]
+            if spare:
+                batch = self._spare.pop(spare[-1])
+        if batch is None:
+            batch = np.empty(shape, dtype=self._tensor.dtype)
+        self._fill(batch, items)
+        return _Ready(items[0], batch, job.options)
+
+    def _complete(self, ready: _Ready) -> Detections:
+        """The second half."""
+        try:
+            return self._infer(ready.batch, [ready.item], ready.options)[0]
+        finally:
+            with self._lock:
+                self._spare.append(ready.batch)
+                del self._spare[: -sum(self._workers)]
+
+    def _batch_shape(self, items: Sequence[_Item]) -> tuple[int, ...]:
+        return max(len(items), self._batches[0]), 3, *items[0].box.size
+
+    def _fill(self, batch: npt.NDArray[Any], items: Sequence[_Item]) -> None:
         for slot, item in enumerate(items):
             letterbox(
                 item.image,
@@ -252,6 +352,8 @@ class Detector:
                 threads=self._threads,
             )
         batch[len(items) :] = 0  # a batch that must be full
+
+    def _infer(self, batch: npt.NDArray[Any], items: Sequence[_Item], options: _Options) -> list[Detections]:
         out = self._engine.infer(
             {self._tensor.name: batch},
             conf=options.conf,
@@ -318,6 +420,10 @@ class Detector:
 
 
 _END = object()
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _groups(items: Sequence[_Item]) -> list[list[_Item]]:
