@@ -7,20 +7,22 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from .artifact import TensorInfo
+from ._detector_setup import batch_range, canvas, image_input, refuse_onnx
 from .detections import Detections, class_ids
 from .engine import Engine
 from .errors import DheadError, InputError
 from .images import expand_paths, load_image
 from .letterbox import Letterbox, letterbox, plan_letterbox
 from .pipeline import Pipeline
+from .progress import ProgressCallback
+from .video import Video, VideoFrame, detect_frames
 
 __all__ = ["Detector"]
 
@@ -139,13 +141,13 @@ class Detector:
                 raise InputError("An open Engine already has its device and options", received="device or options")
             self._engine = model
         else:
-            _refuse_onnx(model)
+            refuse_onnx(model)
             self._engine = Engine(model, device, threads=threads, **engine_options)
         try:
-            self._tensor = _image_input(self._engine)
+            self._tensor = image_input(self._engine)
             self._check_outputs()
             self._names = self._engine.spec.names
-            self._size = _canvas(self._tensor, image_size or self._engine.spec.image_size, asked=image_size is not None)
+            self._size = canvas(self._tensor, image_size or self._engine.spec.image_size, asked=image_size is not None)
             if rect and -1 not in self._tensor.shape[2:]:
                 raise InputError(
                     "rect needs an engine with a dynamic input size",
@@ -153,7 +155,7 @@ class Detector:
                     fix="Leave rect off, or build the engine from a model with dynamic height and width",
                 )
             self._rect, self._uniform, self._bgr, self._threads = rect, uniform_scale, bgr, threads
-            self._batches = _batch_range(self._tensor)
+            self._batches = batch_range(self._tensor)
             self._options = _Options(conf, iou, max_det, classes, agnostic, multi_label, max_candidates)
             self._check(self._options)
         except BaseException:
@@ -251,6 +253,33 @@ class Detector:
                 )
             pipeline = self._pipeline
         return pipeline.submit(job)
+
+    def video(
+        self,
+        source: str | os.PathLike[str] | int | Video,
+        *,
+        stride: int = 1,
+        progress: ProgressCallback | None = None,
+        **options: Any,
+    ) -> Iterator[VideoFrame]:
+        """Detects on a video file, a stream or a camera, frame by frame, in order.
+
+        Frames are read and prepared ahead in the threads behind `submit`, at most `queue` of them.
+
+        Args:
+            source: path, URL ("rtsp://…"), camera number, or an open Video, which stays open.
+            stride: every how many frames one is looked at.
+            progress: called with ("detecting", part of the frames done, or None where their number is not known).
+            options: as for calling the Detector.
+
+        Raises:
+            InputError: the video cannot be opened or has no frame, or an option is out of range.
+            BackendUnavailable: OpenCV is not installed.
+        """
+        self._choose(options, "raise")
+        video = source if isinstance(source, Video) else Video(source, stride=stride)
+        submit = partial(self.submit, bgr=True, **options)
+        return detect_frames(video, submit, ahead=self._queue, close=video is not source, progress=progress)
 
     def close(self, *, cancel: bool = False) -> None:
         """Waits for submitted images (`cancel`: only for those being worked on), and closes the engine if the Detector
@@ -438,54 +467,3 @@ def _numbered(error: DheadError, index: int) -> DheadError:
     """The same error, naming the image by its place in the list."""
     problem = f"Image {index}: {error.problem}"
     return type(error)(problem, received=error.received, expected=error.expected, fix=error.fix)
-
-
-def _refuse_onnx(model: object) -> None:
-    if isinstance(model, (str, os.PathLike)) and Path(model).suffix.lower() == ".onnx":
-        name = Path(model).name
-        raise InputError(
-            "This is a model, not a built engine",
-            received=name,
-            expected="the plan that a build wrote",
-            fix=f"Build it first: dhead-trt build {name} --backend openvino -o {Path(model).stem}",
-        )
-
-
-def _image_input(engine: Engine) -> TensorInfo:
-    tensors = engine.inputs
-    tensor = tensors[0]
-    if len(tensors) != 1 or len(tensor.shape) != 4 or tensor.shape[1] != 3 or not tensor.dtype.startswith("float"):
-        raise InputError(
-            "The engine does not take images",
-            received=", ".join(f"{t.name} {t.describe()} {t.dtype}" for t in tensors),
-            expected="one float input [batch, 3, height, width]",
-            fix="Use Engine for a head alone",
-        )
-    return tensor
-
-
-def _canvas(tensor: TensorInfo, wanted: tuple[int, int] | None, *, asked: bool) -> tuple[int, int]:
-    fixed = tensor.shape[2:]
-    if -1 not in fixed:
-        if asked and tuple(wanted or ()) != fixed:
-            raise InputError("The engine's input size is fixed", received=f"image_size={wanted}", expected=fixed)
-        return fixed[0], fixed[1]
-    if wanted is None and tensor.profile is not None:
-        wanted = (tensor.profile[1][2], tensor.profile[1][3])
-    if wanted is None or len(wanted) != 2 or min(wanted) < 1:
-        raise InputError(
-            "The engine's input size is not fixed, and no size was given",
-            received=f"{tensor.name} {tensor.describe()}",
-            fix="Pass image_size=(height, width)",
-        )
-    return int(wanted[0]), int(wanted[1])
-
-
-def _batch_range(tensor: TensorInfo) -> tuple[int, int]:
-    """(fewest, most) images per call of the engine."""
-    if tensor.shape[0] != -1:
-        return tensor.shape[0], tensor.shape[0]
-    if tensor.profile is None:
-        return 1, 8
-    low, high = tensor.profile[0][0], tensor.profile[2][0]
-    return max(low, 1), high if high != -1 else max(tensor.profile[1][0], 8)
