@@ -12,7 +12,7 @@ import pytest
 from trt_standin import build, header_dirs, header_major, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trt")]
-TESTS = 33
+TESTS = 34
 
 
 def _majors() -> list[int]:

@@ -653,6 +653,26 @@ TEST(waits_for_the_producer) {
     }
 }
 
+TEST(host_inputs_back_to_back) {
+    // The second call must not overwrite page-locked memory that the first one's copy has yet to read.
+    const CudaApi& cuda = library()->cuda();
+    const auto engine = engine_of(plan_of(two_outputs(1)));
+    const StreamHandle stream = make_stream(cuda);
+    const auto launch = control<int (*)(void*, void (*)(void*), void*, void (*)(void*))>("standin_launch");
+    InferOptions o;
+    o.has_stream = true;
+    o.stream = stream.get();
+    const Device a1(20), b1(8), a2(20), b2(8);
+    std::vector<Array> first{device(a1, {1, 5}), device(b1, {1, 2})}, second{device(a2, {1, 5}), device(b2, {1, 2})};
+    auto one = numbers(48, 1), two = numbers(48, 500);
+    launch(
+        stream.get(), [](void*) { std::this_thread::sleep_for(std::chrono::milliseconds(30)); }, nullptr, [](void*) {});
+    engine->infer({host(one, {1, 3, 4, 4})}, first, o);
+    engine->infer({host(two, {1, 3, 4, 4})}, second, o);
+    cuda.StreamSynchronize(stream.get());
+    CHECK(a1.read(5) == expected(one, 1, 5, 0) && a2.read(5) == expected(two, 1, 5, 0));
+}
+
 TEST(cuda_graphs) {
     EngineOptions eo;
     eo.cuda_graphs = true;
