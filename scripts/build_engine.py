@@ -42,11 +42,15 @@ def parser() -> argparse.ArgumentParser:
         help="ONNX file, module:attribute of a torch head, 'decoupled', 'stable' or 'coupled' (default: decoupled)",
     )
     p.add_argument(
-        "--output", type=Path, metavar="FILE", help="path of the engines without suffix (default: out/MODEL-PRECISION)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="path of the engines without suffix (default: out/MODEL-PRECISION)",
     )
     add_build_options(p, backend="all")
     p.add_argument("--no-parity", action="store_true", help="build only")
-    p.add_argument("--quiet", action="store_true", help="no progress")
+    p.add_argument("-q", "--quiet", action="store_true", help="no progress")
     p.add_argument("--traceback", action="store_true", help="show where an error was raised")
     p.set_defaults(run=run)
     return p

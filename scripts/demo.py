@@ -62,7 +62,7 @@ def main() -> None:
     step(
         "Does the engine compute what the ONNX computes?", *dhead, "parity", engine, "--against", model, "--input", page
     )
-    step("Detect on a document page", *dhead, "infer", engine, page, "--out", out)
+    step("Detect on a document page", *dhead, "infer", engine, page, "-o", out)
     print(f"\n== Made in {duration(time.monotonic() - started)}")
     files = sorted(p for p in (ROOT / out).iterdir() if p.is_file())
     print(table(["file", "size"], [[out / p.name, size(p.stat().st_size)] for p in files], right=[1]))

@@ -227,6 +227,26 @@ def test_export_fp16_computes_in_half(inside: Path, capsys: pytest.CaptureFixtur
     assert {i.type.tensor_type.elem_type for i in model.graph.input} == {onnx.TensorProto.FLOAT}
 
 
+@pytest.mark.parametrize(("step", "words"), [("to_fp16", ["--fp16"]), ("convert", ["--form", "decoded"])])
+def test_export_leaves_nothing_of_a_graph_that_fails_a_later_step(
+    inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: str, words: list[str]
+) -> None:
+    from dhead_trt import precision, surgery
+    from dhead_trt.errors import GraphError
+
+    def fails(*_: object, **__: object) -> None:
+        raise GraphError("It does not verify")
+
+    monkeypatch.setattr(precision if step == "to_fp16" else surgery, step, fails)
+    before = sorted(inside.iterdir())
+    line = refused(capsys, "export", "my_heads:make", "--image-size", "64", "-o", "new/head.onnx", *words)
+    assert line == "error: It does not verify."
+    assert [p for p in sorted(inside.iterdir()) if p.name != "__pycache__"] == before
+    Path("head.onnx").write_bytes(b"an older graph")
+    refused(capsys, "export", "my_heads:make", "--image-size", "64", "-o", "head.onnx", *words)
+    assert Path("head.onnx").read_bytes() == b"an older graph"
+
+
 @pytest.mark.parametrize("head", common.HEADS)
 def test_own_heads_can_be_named(head: str) -> None:
     args = cli.build_parser().parse_args(["export", head, "--num-classes", "2"])
@@ -364,7 +384,7 @@ def test_infer_features(built: Path, inside: Path, capsys: pytest.CaptureFixture
     shapes = ((2, 8, 12, 16), (2, 8, 6, 8), (2, 8, 3, 4))
     features = {f"p{i + 3}": rng.standard_normal(s).astype("f4") for i, s in enumerate(shapes)}
     np.savez("features.npz", **features)
-    assert cli.main(["infer", str(built), "features.npz", "--json", "-", "--conf", "0.6", "--out", "found"]) == 0
+    assert cli.main(["infer", str(built), "features.npz", "--json", "-", "--conf", "0.6", "--output", "found"]) == 0
     found = json.loads(capsys.readouterr().out)
     head = my_heads.make().eval()
     with torch.inference_mode():
@@ -389,6 +409,21 @@ def test_infer_refuses(built: Path, inside: Path, capsys: pytest.CaptureFixture[
     assert "input names do not match" in refused(capsys, "infer", built, "other.npz")
     assert "cannot be mixed" in refused(capsys, "infer", built, "other.npz", "my_heads.py")
     assert "There is no engine here" in refused(capsys, "infer", "absent.xml", "other.npz")
+    assert "The output is a file" in refused(capsys, "infer", built, "other.npz", "-o", "other.npz")
+
+
+def test_infer_writes_over_nothing_that_it_reads(built: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Annotated copies do not replace their pictures, nor a picture's JSON the sidecar of the engine."""
+    sidecar = built.with_suffix(".json").read_bytes()
+    (inside / "pages").mkdir()
+    pictures = [inside / "pages" / "a.png", inside / f"{built.stem}.bmp"]
+    for picture in pictures:
+        picture.write_bytes(b"a picture")
+    assert "a folder without a.png" in refused(capsys, "infer", built, "pages", "-o", "pages")
+    line = refused(capsys, "infer", built, pictures[1], "-o", built.parent)
+    assert f"would replace a file that is read: received --output {built.parent}" in line
+    assert built.with_suffix(".json").read_bytes() == sidecar
+    assert [p.read_bytes() for p in pictures] == [b"a picture"] * 2
 
 
 def test_infer_pictures(doclaynet: Path, sample_page: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -402,7 +437,7 @@ def test_infer_pictures(doclaynet: Path, sample_page: Path, inside: Path, capsys
     page.save("pages/a.png")
     page.resize((620, 877)).save("pages/b.jpg")
     assert cli.main(["build", str(doclaynet), "--backend", "openvino", "-o", "doc", "-q"]) == 0
-    assert cli.main(["infer", "doc.xml", "pages", "--out", "results"]) == 0
+    assert cli.main(["infer", "doc.xml", "pages", "--output", "results"]) == 0
     text = capsys.readouterr().out
     assert "Section-header" in text
     assert "detections in 2 files" in text

@@ -33,7 +33,7 @@ examples:
   dhead-trt doctor
   dhead-trt export decoupled --size n -o head.onnx
   dhead-trt build yolov8n.onnx --backend openvino -o yolov8n.xml
-  dhead-trt infer yolov8n.xml pictures/ --out results
+  dhead-trt infer yolov8n.xml pictures/ -o results
   dhead-trt parity yolov8n.onnx --json parity.json
 
 `dhead-trt COMMAND --help` explains a command.

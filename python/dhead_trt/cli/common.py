@@ -215,14 +215,13 @@ def _load_weights(model: Module, path: Path) -> None:
 
 
 def need_output(path: Path) -> Path:
-    """`path`, after making sure that its folder exists.
+    """`path`, unless it is a folder. Missing folders are made when the file is written.
 
     Raises:
         InputError: the path is a folder.
     """
     if path.is_dir():
         raise InputError("The output is a folder", received=str(path), expected="the name of a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import atomic_path
 from ..progress import Progress
 from ..tables import facts, size
 from .common import FORMS, Form, add_head_options, add_model, emit_json, image_size, need_output, resolve
@@ -57,12 +58,13 @@ def run(args: argparse.Namespace) -> int:
     source = resolve(args)
     form: Form = args.form or ("native" if source.model is not None else "raw")
     output = need_output(args.output or Path(f"{source.name}-{form}{'-fp16' if args.fp16 else ''}.onnx"))
-    with Progress(enabled=not args.quiet) as progress:
+    # every step works on the staged file: a graph that fails a later step does not stay behind
+    with Progress(enabled=not args.quiet) as progress, atomic_path(output) as staged:
         if source.model is not None:
-            made = _export(args, source.model, form, output, progress)
+            made = _export(args, source.model, form, staged, progress)
         else:
             assert source.path is not None
-            made = _convert(args, source.path, form, output, progress)
+            made = _convert(args, source.path, form, staged, progress)
     made = {"graph": str(output), "size": size(output.stat().st_size), **made}
     if not args.quiet and args.json != "-":
         print(facts({k: "\n".join(v) if isinstance(v, list) else v for k, v in made.items()}))
@@ -134,10 +136,7 @@ def _half(args: argparse.Namespace, output: Path, progress: Progress) -> None:
 def _save(model: Any, output: Path) -> None:
     import onnx
 
-    from ..files import atomic_path
-
-    with atomic_path(output) as temporary:
-        onnx.save(model, str(temporary))
+    onnx.save(model, str(output))
 
 
 def _described(spec: HeadSpec) -> dict[str, Any]:

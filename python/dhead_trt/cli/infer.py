@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Run an engine on pictures (files, folders, patterns), or on feature maps in .npz files.
 
-Standard output gets a table of the detections, or with --json - a JSON list. With --out, each picture gets its JSON and
-a copy with the boxes drawn on it.
+Standard output gets a table of the detections, or with --json - a JSON list. With --output, each picture gets its JSON
+and a copy with the boxes drawn on it.
 """
 EXAMPLES = """\
 examples:
   dhead-trt infer yolov8n.xml street.jpg
-  dhead-trt infer yolov8n.xml pictures/ --conf 0.4 --out results
+  dhead-trt infer yolov8n.xml pictures/ --conf 0.4 -o results
   dhead-trt infer head.xml features.npz --json -
 """
 
@@ -40,8 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="picture, folder, pattern, or .npz of arrays by input name",
     )
-    add("--out", type=Path, metavar="DIR", help="write NAME.json and NAME.png (the picture with its boxes) there")
-    add("--no-draw", action="store_true", help="with --out: JSON only")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write NAME.json and NAME.png (the picture with its boxes) to this folder",
+    )
+    add("--no-draw", action="store_true", help="with --output: JSON only")
     add("--conf", type=float, default=0.25, help="score threshold (default: 0.25)")
     add("--iou", type=float, default=0.7, help="IoU above which the lower score goes (default: 0.7)")
     add("--max-det", type=int, default=300, help="most detections of a picture (default: 300)")
@@ -73,13 +79,15 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             "Pictures and .npz files cannot be mixed", received=f"{len(features)} of {len(paths)} are .npz"
         )
+    if args.output is not None:
+        _spare(args, paths)
     started = time.monotonic()
     with Progress(enabled=not args.quiet) as progress:
         progress("loading the engine")
         found = _on_features(args, paths, progress) if features else _on_pictures(args, paths, progress)
-    if args.out is not None:
+    if args.output is not None:
         for stem, detections in zip(_stems(paths, found), found, strict=True):
-            write_text(args.out / f"{stem}.json", detections.to_json() + "\n")
+            write_text(args.output / f"{stem}.json", detections.to_json() + "\n")
     if args.json != "-":
         rows = [
             [d.source, row.name, f"{row.confidence:.3f}", *(f"{v:.1f}" for v in row.xyxy)] for d in found for row in d
@@ -89,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.quiet:
             took = duration(time.monotonic() - started)
             print(f"{len(rows)} detections in {_count(len(paths), 'file')}, {took} with loading the engine")
-            if args.out is not None:
-                print(f"written to {args.out}")
+            if args.output is not None:
+                print(f"written to {args.output}")
     emit_json([d.to_dict() for d in found], args.json)
     return 0
 
@@ -110,9 +118,8 @@ def _on_pictures(args: argparse.Namespace, paths: list[Path], progress: Progress
                 classes=_classes(args.classes),
                 agnostic=args.agnostic,
             )
-            if args.out is not None and not args.no_draw:
-                args.out.mkdir(parents=True, exist_ok=True)
-                detections.draw(path, args.out / f"{stem}.png")
+            if args.output is not None and not args.no_draw:
+                detections.draw(path, args.output / f"{stem}.png")
             found.append(detections)
     return found
 
@@ -156,9 +163,29 @@ def _on_features(args: argparse.Namespace, paths: list[Path], progress: Progress
     return found
 
 
+def _spare(args: argparse.Namespace, paths: list[Path]) -> None:
+    """Makes sure that no result is written over an input, or over a file of the engine.
+
+    Raises:
+        InputError: one would be; or the folder is a file.
+    """
+    if args.output.exists() and not args.output.is_dir():
+        raise InputError("The output is a file", received=str(args.output), expected="a folder")
+    engine = [args.engine, *(args.engine.with_suffix(suffix) for suffix in (".json", ".xml", ".bin"))]
+    kept = {p.resolve() for p in (*paths, *engine)}
+    for stem in _stems(paths, paths):
+        for path in (args.output / f"{stem}.json", *(() if args.no_draw else (args.output / f"{stem}.png",))):
+            if path.resolve() in kept:
+                raise InputError(
+                    "The results would replace a file that is read",
+                    received=f"--output {args.output}",
+                    expected=f"a folder without {path.name}",
+                )
+
+
 def _classes(texts: list[str] | None) -> list[int | str] | None:
     """Numbers where they are numbers, else names."""
-    return None if texts is None else [int(t) if t.isdigit() else t for t in texts]
+    return None if texts is None else [int(t) if t.isdecimal() else t for t in texts]
 
 
 def _stems(paths: list[Path], results: Sequence[object]) -> list[str]:
