@@ -19,8 +19,9 @@ int32_t threads_for(const CpuOptions& options, int64_t bytes);
 void check_head(const HeadParams& head);
 void check_detect(const DetectOptions& options, const DetectOutputs& out);
 
-// A level's anchors cut into blocks of about the same size.
-void blocks_of(const HeadParams& head, std::vector<Block>& blocks);
+// The anchors of one image cut into blocks, each level into equal ones: as long as they may be, but short enough for
+// `threads` threads to end at about the same time.
+void blocks_of(const HeadParams& head, int32_t threads, std::vector<Block>& blocks);
 
 // Owns a CandidateList's memory.
 struct OwnedList : CandidateList {

@@ -126,13 +126,17 @@ void check_detect(const DetectOptions& options, const DetectOutputs& out) {
                 "an output is missing");
 }
 
-void blocks_of(const HeadParams& head, std::vector<Block>& blocks) {
+void blocks_of(const HeadParams& head, int32_t threads, std::vector<Block>& blocks) {
     constexpr int32_t kRound = 16;
+    constexpr int32_t kLeast = 256;
+    constexpr int64_t kTasksPerThread = 8;
+    const int64_t share = int64_t{head.batch} * head.num_anchors() / (threads * kTasksPerThread);
+    const auto most = static_cast<int32_t>(std::min<int64_t>(std::max<int64_t>(share, kLeast), kMaxBlock));
     blocks.clear();
     int64_t first = 0;
     for (int32_t l = 0; l < head.num_levels; ++l) {
         const int32_t area = head.levels[l].height * head.levels[l].width;
-        const int32_t parts = std::max(1, (area + kMaxBlock - 1) / kMaxBlock);
+        const int32_t parts = std::max(1, (area + most - 1) / most);
         const int32_t size = ((area + parts - 1) / parts + kRound - 1) / kRound * kRound;
         for (int32_t begin = 0; begin < area; begin += size) {
             blocks.push_back({0, l, begin, std::min(begin + size, area), first + begin});
@@ -158,13 +162,14 @@ void decode_cpu(const HeadParams& head, const DecodeOutputs& out, const CpuOptio
     cpu::check_head(head);
     const cpu::Kernels& kernels = cpu::kernels_for(options.simd);
     thread_local std::vector<cpu::Block> blocks;
-    cpu::blocks_of(head, blocks);
+    const int32_t threads = cpu::threads_for(options, cpu::map_bytes(head, true));
+    cpu::blocks_of(head, threads, blocks);
     const auto per_image = static_cast<int64_t>(blocks.size());
     const int64_t score_bytes = int64_t{head.batch} * head.num_anchors() * head.num_classes * int64_t{sizeof(float)};
     const bool stream =
         score_bytes >= kStreamBytes && head.num_classes % 16 == 0 && reinterpret_cast<uintptr_t>(out.scores) % 64 == 0;
     const std::vector<cpu::Block>& shared = blocks;
-    parallel_for(head.batch * per_image, cpu::threads_for(options, cpu::map_bytes(head, true)), [&](int64_t task) {
+    parallel_for(head.batch * per_image, threads, [&](int64_t task) {
         cpu::Block block = shared[static_cast<size_t>(task % per_image)];
         block.image = static_cast<int32_t>(task / per_image);
         kernels.decode_block(head, block, out, stream);
@@ -183,7 +188,8 @@ void detect_cpu(const HeadParams& head, const DetectOptions& options, const Dete
 
     thread_local cpu::DetectScratch own;
     cpu::DetectScratch& scratch = own;  // the threads that help must see the caller's, not their own
-    cpu::blocks_of(head, scratch.blocks);
+    const int32_t threads = cpu::threads_for(cpu_options, cpu::map_bytes(head, false));
+    cpu::blocks_of(head, threads, scratch.blocks);
     const auto per_image = static_cast<int64_t>(scratch.blocks.size());
     const auto batch = static_cast<size_t>(head.batch);
     if (scratch.lists.size() < batch * scratch.blocks.size()) scratch.lists.resize(batch * scratch.blocks.size());
@@ -210,7 +216,6 @@ void detect_cpu(const HeadParams& head, const DetectOptions& options, const Dete
         for (int32_t b = 0; b < head.batch; ++b) finish(b);
         return;
     }
-    const int32_t threads = cpu::threads_for(cpu_options, cpu::map_bytes(head, false));
     parallel_for(head.batch * per_image, threads, [&](int64_t task) {
         cpu::Block block = scratch.blocks[static_cast<size_t>(task % per_image)];
         block.image = static_cast<int32_t>(task / per_image);
@@ -226,11 +231,12 @@ float read_maps_cpu(const HeadParams& head, bool boxes, const CpuOptions& option
     cpu::check_head(head);
     const cpu::Kernels& kernels = cpu::kernels_for(options.simd);
     thread_local std::vector<cpu::Block> blocks;
-    cpu::blocks_of(head, blocks);
+    const int32_t threads = cpu::threads_for(options, cpu::map_bytes(head, boxes));
+    cpu::blocks_of(head, threads, blocks);
     const std::vector<cpu::Block>& shared = blocks;
     const auto per_image = static_cast<int64_t>(blocks.size());
     std::atomic<float> top{-std::numeric_limits<float>::infinity()};
-    parallel_for(head.batch * per_image, cpu::threads_for(options, cpu::map_bytes(head, boxes)), [&](int64_t task) {
+    parallel_for(head.batch * per_image, threads, [&](int64_t task) {
         cpu::Block block = shared[static_cast<size_t>(task % per_image)];
         block.image = static_cast<int32_t>(task / per_image);
         const float found = kernels.read_block(head, block, boxes);
