@@ -32,7 +32,7 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 find_package(CUDAToolkit 11.8 REQUIRED)
 message(STATUS "dhead_trt: CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
 
-add_library(dhead_cuda STATIC decode_cuda.cu nms_cuda.cu letterbox_cuda.cu)
+add_library(dhead_cuda STATIC decode_cuda.cu detect_cuda.cu filter_cuda.cu nms_cuda.cu letterbox_cuda.cu)
 add_library(dhead::cuda ALIAS dhead_cuda)
 set_target_properties(dhead_cuda PROPERTIES EXPORT_NAME cuda CUDA_RUNTIME_LIBRARY Static)
 target_include_directories(dhead_cuda PUBLIC $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include>

@@ -26,7 +26,7 @@ export -f compile
 export nvcc
 
 jobs=()
-for source in decode_cuda.cu nms_cuda.cu letterbox_cuda.cu; do
+for source in decode_cuda.cu detect_cuda.cu filter_cuda.cu nms_cuda.cu letterbox_cuda.cu; do
     for a in "${architectures[@]}"; do
         jobs+=("$source" "arch=compute_$a,code=sm_$a" "$work/$source.sm_$a")
     done

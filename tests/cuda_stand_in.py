@@ -19,6 +19,8 @@ SHIM = ROOT / "tests/cpp/kernels/shim"
 SOURCES = [
     ROOT / "csrc/bindings/cuda.cpp",
     ROOT / "csrc/decode_cuda.cu",
+    ROOT / "csrc/detect_cuda.cu",
+    ROOT / "csrc/filter_cuda.cu",
     ROOT / "csrc/nms_cuda.cu",
     ROOT / "csrc/letterbox_cuda.cu",
     SHIM / "grid.cpp",

@@ -1,8 +1,9 @@
 // Launchers of the CUDA kernels: pointers, sizes and a stream in, a cudaError_t out.
 //
 // All pointers are device memory. A launcher checks its arguments, enqueues on `stream` and returns; it allocates
-// nothing, never waits for the device, keeps no state, and may be captured into a CUDA graph and called from any
-// thread. Results have the same bits as the CPU code's (decode.h).
+// nothing, never waits for the device, keeps no state, and may be captured into a CUDA graph (call it once before: the
+// CUDA runtime loads a kernel at its first use) and called from any thread. Results have the bits of the CPU code's
+// (decode.h).
 #pragma once
 
 #include <cuda_runtime_api.h>

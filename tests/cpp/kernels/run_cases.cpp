@@ -212,6 +212,55 @@ void run(const Case& c, const std::filesystem::path& out) {
             dhead_test::write_file(out / c.name / (name + ".bin"), bytes.data(), bytes.size());
 }
 
+// What the launchers refuse, before they touch a pointer.
+void run_refusals() {
+    current = "refusals";
+    alignas(256) static unsigned char memory[4096];
+    dhead::HeadParams good;
+    good.levels[0] = {memory, memory, nullptr, 2, 2, 8.F};
+    good.num_levels = good.batch = good.num_classes = good.bins = 1;
+    const auto refused = [&](const dhead::HeadParams& p, const dhead::DetectOptions& o = {}, std::size_t bytes = 4096,
+                             std::size_t shift = 0) {
+        auto* f = reinterpret_cast<float*>(memory + shift);
+        auto* i = reinterpret_cast<int32_t*>(memory);
+        return dhead::detect_cuda(p, o, nullptr, {i, f, f, i, i}, memory, bytes, nullptr) == cudaErrorInvalidValue;
+    };
+    const auto before = dhead_shim::launches();
+    const auto change = [&](auto apply) {
+        dhead::HeadParams p = good;
+        apply(p);
+        EXPECT(refused(p));
+        EXPECT(dhead::decode_cuda(p, {reinterpret_cast<float*>(memory), reinterpret_cast<float*>(memory)}, nullptr) ==
+               cudaErrorInvalidValue);
+    };
+    change([](auto& p) { p.num_levels = 0; });
+    change([](auto& p) { p.num_levels = 7; });
+    change([](auto& p) { p.num_levels = 2; });  // the second has no maps
+    change([](auto& p) { p.batch = -1; });
+    change([](auto& p) { p.num_classes = 0; });
+    change([](auto& p) { p.bins = 0; });
+    change([](auto& p) { p.bins = 65; });
+    change([](auto& p) { p.levels[0].box = nullptr; });
+    change([](auto& p) { p.levels[0].cls = memory + 2; });
+    change([](auto& p) { p.levels[0].height = 0; });
+    change([](auto& p) { p.levels[0].stride = 0.F; });
+    change([](auto& p) { p.levels[0].height = p.levels[0].width = 1 << 16; });
+    change([](auto& p) { p.num_classes = INT32_MAX; });
+    dhead::DetectOptions options;
+    options.max_det = 0;
+    EXPECT(refused(good, options));
+    options.max_det = 1;
+    options.max_candidates = 0;
+    EXPECT(refused(good, options));
+    EXPECT(refused(good, {}, 64));       // too little workspace
+    EXPECT(refused(good, {}, 4096, 4));  // boxes not aligned
+    EXPECT(dhead_shim::launches() == before);
+    good.batch = 0;
+    EXPECT(dhead::detect_cuda(good, {}, nullptr, {}, nullptr, 0, nullptr) == cudaSuccess);
+    EXPECT(dhead::decode_cuda(good, {}, nullptr) == cudaSuccess);
+    EXPECT(dhead_shim::launches() == before);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -222,6 +271,7 @@ int main(int argc, char** argv) {
     try {
         const long most = argc > 3 ? std::strtol(argv[3], nullptr, 10) : 0;
         int ran = 0;
+        run_refusals();
         for (const std::string& line : dhead_test::read_table(argv[1])) {
             const Case c = dhead_test::read_case(argv[1], line);
             if (most > 0 && static_cast<long>(c.batch() * c.anchors()) > most) continue;
