@@ -101,7 +101,9 @@ class Wheels:
             venv = self.folder / f"build-{version}"
             run(python, "-m", "venv", venv)
             out = self.folder / f"wheel-{version}"
-            options = ["-C", "cmake.define.DHEAD_CUDA=OFF", "-C", "cmake.define.DHEAD_TENSORRT=OFF"]  # to be quick
+            options = [
+                f"--config-settings=cmake.define.DHEAD_{part}=OFF" for part in ("CUDA", "TENSORRT")
+            ]  # to be quick
             pip = [venv / "bin/python", "-m", "pip", "wheel", "--no-deps", "-w", out]
             online(run(*pip, *options, self.sources, check=False))
             (self._wheels[version],) = out.glob("*.whl")
