@@ -482,6 +482,10 @@ def test_parity_refuses(built: Path, inside: Path, capsys: pytest.CaptureFixture
     assert "other names" in refused(capsys, "parity", "my_heads:make", "--input", "x.npz")
     assert "There is no such input" in refused(capsys, "parity", "my_heads:make", "--input", "y.npz")
     assert "neither a picture nor .npz" in refused(capsys, "parity", "my_heads:make", "--input", "my_heads.py")
+    assert "no known format" in refused(capsys, "parity", "my_heads:make", "--plot", "x.foo")
+    assert "The model is a folder" in refused(capsys, "parity", inside)
+    (inside / "w.pt").write_bytes(b"")
+    assert "YOLO('x.pt').export" in refused(capsys, "parity", "w.pt")
 
 
 # -- progress and tables ----------------------------------------------------------------------------------------------

@@ -148,6 +148,32 @@ def test_given_inputs_are_used_and_checked(graph: Path) -> None:
         run_ladder(graph, inputs={"x": feeds["p3"]})
     with pytest.raises(InputError, match="'p3' does not fit"):
         run_ladder(graph, inputs=feeds | {"p3": feeds["p3"][:, :7]})
+    feeds["p4"][0, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="'p4' holds NaN"):
+        run_ladder(graph, inputs=feeds)
+
+
+def test_an_engine_of_other_inputs_is_refused(graph: Path, tmp_path: Path) -> None:
+    other = YOLOv8DecoupledHead(num_classes=5, in_channels=(8, 16), strides=(8, 16)).eval()
+    engine = build(other, "openvino", output=tmp_path / "other.xml", image_size=SIZE)
+    with pytest.raises(InputError, match=r"other.xml is the engine of another model.*received p3 .*expected p3"):
+        run_ladder(graph, engines=[engine.plan])
+
+
+def test_batch_of_random_inputs(graph: Path, tmp_path: Path) -> None:
+    """Also where the graph has a batch of its own."""
+    fixed = export_onnx(
+        YOLOv8DecoupledHead(num_classes=5, in_channels=(8, 12, 16)).eval(),
+        tmp_path / "fixed.onnx",
+        image_size=SIZE,
+        dynamic_batch=False,
+    ).path
+    for model in (graph, fixed):
+        found = run_ladder(model, precisions=[], batch=2)
+        assert " p3 2x8x" in found.inputs
+        assert found.passed
+    with pytest.raises(InputError, match="batch is out of range: received 0"):
+        run_ladder(graph, batch=0)
 
 
 def test_doclaynet(doclaynet: Path, sample_page: Path, tmp_path: Path) -> None:

@@ -392,6 +392,7 @@ class Detector:
             classes=None if options.classes is None else class_ids(options.classes, self._names),
             class_agnostic=options.agnostic,
             multi_label=options.multi_label,
+            check=False,  # made of whole numbers, by the letterbox
         )
         return [self._finish(item, slot, out) for slot, item in enumerate(items)]
 

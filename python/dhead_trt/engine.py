@@ -169,13 +169,13 @@ class Engine:
         multi_label: bool = False,
         out: Mapping[str, NDArray[Any]] | None = None,
         stream: Any = None,
-        check: bool = False,
+        check: bool = True,
     ) -> Arrays:
         """Runs the engine once.
 
         Arrays are numpy, torch (CPU), or anything with DLPack or `__array__`. C-contiguous ones are read in place;
         others are copied first. GPU backends also take device arrays (torch, CuPy, PyCUDA), in place; results then are
-        device arrays. Values are not looked at: NaN in gives NaN raw maps, and no detection where they are.
+        device arrays, whose values are not looked at.
 
         Args:
             inputs: a dict by name, a sequence in order, or the array itself where there is one input.
@@ -184,7 +184,8 @@ class Engine:
             out: arrays to write into, by name, as an earlier call returned them; nothing of their size is allocated.
             stream: for GPU backends: the caller's CUDA stream (an integer, or of torch, CuPy or PyCUDA); the call is
                 queued on it and not waited for.
-            check: refuse inputs that hold NaN or infinity (reads them once more).
+            check: refuse inputs that hold NaN or infinity (reads them once more). Without it NaN gives NaN raw maps,
+                and no detection where they are.
 
         Returns:
             By output: "detections": num_dets [B,1] int32, det_boxes [B,K,4] float32 (xyxy, pixels of the network
@@ -192,7 +193,8 @@ class Engine:
             beyond max_candidates); "decoded": boxes [B,A,4], scores [B,A,C]; "raw": the plan's outputs.
 
         Raises:
-            InputError: a name, dtype, shape or option does not fit; the engine is closed.
+            InputError: a name, dtype, shape or option does not fit; an input holds NaN or infinity; the engine is
+                closed.
         """
         if self._closed:
             raise InputError("This engine is closed", fix="Open it again with Engine(path)")

@@ -16,8 +16,8 @@ __all__ = ["MAJORS", "modules", "open_library", "plugin_library"]
 
 MAJORS = (10, 11)
 _INSTALL = (
-    "Install dhead_trt where TensorRT's headers are found: TensorRT_ROOT=<SDK> pip install ., or "
-    "DHEAD_TENSORRT_HEADERS=$(python scripts/fetch_tensorrt_headers.py) pip install ."
+    "Install dhead_trt where TensorRT's headers are found: `TensorRT_ROOT=<SDK> pip install .`, or "
+    "`DHEAD_TENSORRT_HEADERS=$(python scripts/fetch_tensorrt_headers.py) pip install .`"
 )
 
 

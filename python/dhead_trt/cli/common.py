@@ -127,9 +127,12 @@ def resolve(args: argparse.Namespace, name: str | None = None) -> Source:
             raise InputError(
                 "A file of PyTorch weights does not say which network it belongs to",
                 received=text,
-                fix="Name the network as module:attribute and give the file with --weights",
+                fix="An Ultralytics model: YOLO('x.pt').export(format='onnx'). Your own: name the network as "
+                "module:attribute, and give the file with --weights",
             )
         return Source(path.stem, path=path)
+    elif path.is_dir():
+        raise InputError("The model is a folder", received=repr(text), expected="a file")
     elif ":" in text and path.suffix.lower() not in {".onnx", ".xml", ".plan", ".engine"}:
         model = _import(text)
     else:

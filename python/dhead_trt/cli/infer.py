@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             print(table(["input", "class", "score", "x1", "y1", "x2", "y2"], rows, right=[2, 3, 4, 5, 6]))
         if not args.quiet:
             took = duration(time.monotonic() - started)
-            print(f"{len(rows)} detections in {_count(len(paths), 'file')}, {took} with loading the engine")
+            print(f"{_count(len(rows), 'detection')} in {_count(len(paths), 'file')}, {took} with loading the engine")
             if args.output is not None:
                 print(f"written to {args.output}")
     emit_json([d.to_dict() for d in found], args.json)

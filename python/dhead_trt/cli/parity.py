@@ -24,6 +24,7 @@ examples:
   dhead-trt parity out/head.xml --against decoupled              an engine against the head it came from
   dhead-trt parity yolov8n.onnx --engine a.xml --engine b.xml --json report.json --plot report.png
 """
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
             received=original,
             fix="Name the original: --against model.onnx",
         )
+    if args.plot is not None and args.plot.suffix.lower() not in PICTURES:
+        raise InputError("The picture has no known format", received=str(args.plot), expected=", ".join(PICTURES))
     source = resolve(args, original)
     inputs = None if args.input is None else read_inputs(args.input, source.value, args.image_size)
     with Progress(enabled=not args.quiet) as progress:

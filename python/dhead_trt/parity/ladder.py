@@ -6,7 +6,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__, reference
-from ..artifact import Artifact
+from ..artifact import Artifact, TensorInfo
 from ..backends.base import silent
 from ..errors import InputError
 from ..progress import ProgressCallback
 from ..spec import HeadSpec
+from ..tensors import refuse_non_finite
 from .climb import Climb, Work
 from .measure import TOLERANCES, ParityReport
 
@@ -74,7 +75,9 @@ def run_ladder(
     with tempfile.TemporaryDirectory(prefix="dhead-parity-") as folder:
         tell("the original", None)
         origin = _Origin.read(model, spec, Path(folder))
-        feeds = origin.random(artifacts, batch, image_size, seed) if inputs is None else origin.checked(inputs)
+        feeds = (
+            origin.random(artifacts, batch, image_size, seed) if inputs is None else origin.checked(artifacts, inputs)
+        )
         maps, maps_from, others = origin.run(feeds)
         climb = Climb(origin.spec, feeds, maps, conf=conf, iou=iou, threads=threads, tell=tell)
         climb.reference(f"decodes the raw maps of {maps_from}")
@@ -135,17 +138,25 @@ class _Origin:
         """Random inputs of shapes that the graph and the first engine accept."""
         from ..shapes import random_inputs, tensor_infos
 
-        infos = artifacts[0].inputs if artifacts else tensor_infos(self.raw)
+        own = tensor_infos(self.raw)
+        for artifact in artifacts:
+            _same_inputs(own, artifact)
+        infos = artifacts[0].inputs if artifacts else own
+        if batch is not None:
+            if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+                raise InputError("The batch is out of range", received=repr(batch), expected="at least 1")
+            infos = tuple(replace(t, shape=(-1, *t.shape[1:])) for t in infos)
         size = size or self.spec.image_size or (640, 640)
         made = random_inputs(infos, batch=batch, size=size, spec=self.spec, seed=seed)
-        own = [t.name for t in tensor_infos(self.raw)]
-        return {n: a.astype(np.float32) for n, a in zip(own, made.values(), strict=True)}
+        return {t.name: a.astype(np.float32) for t, a in zip(own, made.values(), strict=True)}
 
-    def checked(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    def checked(self, artifacts: Sequence[Artifact], inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """The arrays that were given, in the order and with the types of the graph's inputs."""
         from ..shapes import tensor_infos
 
         infos = tensor_infos(self.raw)
+        for artifact in artifacts:
+            _same_inputs(infos, artifact)
         wanted = ", ".join(f"{t.name} {t.describe()} {t.dtype}" for t in infos)
         if {t.name for t in infos} != set(inputs):
             raise InputError("The inputs have other names than the model's", received=sorted(inputs), expected=wanted)
@@ -156,6 +167,7 @@ class _Origin:
             if x.ndim != len(t.shape) or not t.accepts(shape) or x.dtype.kind not in "fu":
                 raise InputError(f"Input {t.name!r} does not fit", received=f"{x.dtype} {x.shape}", expected=wanted)
             feeds[t.name] = x.astype(t.dtype, copy=False)
+        refuse_non_finite(feeds)
         return feeds
 
     def sized(self, feeds: Arrays) -> Any:
@@ -201,6 +213,17 @@ class _Origin:
             half = boxes[..., 2:] / 2
             boxes = np.concatenate([boxes[..., :2] - half, boxes[..., :2] + half], axis=-1)
         return boxes, scores
+
+
+def _same_inputs(own: Sequence[TensorInfo], artifact: Artifact) -> None:
+    """Refuses an engine that does not take what the model takes."""
+    channels = [t.shape[1:2] for t in own]
+    if [t.shape[1:2] for t in artifact.inputs] != channels:
+        raise InputError(
+            f"{artifact.plan.name} is the engine of another model: its inputs are not the model's",
+            received=", ".join(f"{t.name} {t.describe()}" for t in artifact.inputs),
+            expected=", ".join(f"{t.name} {t.describe()}" for t in own),
+        )
 
 
 def _at_batch(model: Any, spec: HeadSpec, feeds: Arrays) -> Any:

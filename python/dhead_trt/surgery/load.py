@@ -11,7 +11,7 @@ from ..errors import BackendUnavailable, GraphError
 
 __all__ = ["load_model", "require"]
 
-_EXPORT = "Give an ONNX detector, as written by dhead_trt.export_onnx or Ultralytics' model.export(format='onnx')"
+_EXPORT = "Give an ONNX detector, as written by `dhead-trt export` or Ultralytics' model.export(format='onnx')"
 
 
 def require(package: str) -> Any:
@@ -81,7 +81,7 @@ def _parse(onnx: Any, data: bytes, where: str) -> Any:
     if data[:4] == b"PK\x03\x04":
         raise GraphError(
             f"This is a zip archive (a PyTorch .pt checkpoint?), not an ONNX model: {where}",
-            fix="Export it first: ultralytics: YOLO('x.pt').export(format='onnx'); own heads: dhead_trt.export_onnx",
+            fix="Export it first: ultralytics: YOLO('x.pt').export(format='onnx'); own heads: `dhead-trt export`",
         )
     try:
         model = onnx.ModelProto.FromString(data)

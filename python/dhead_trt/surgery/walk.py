@@ -15,7 +15,7 @@ __all__ = ["RAW_EXPORT", "Walk", "walk_back"]
 
 RAW_EXPORT = (
     "Export a plain detect model: Ultralytics YOLOv8/v9/v10/11/12 with model.export(format='onnx') "
-    "(v10: nms=None in ultralytics >= 8.4; without NMS in the graph), or a head of dhead_trt with dhead_trt.export_onnx"
+    "(v10: nms=None in ultralytics >= 8.4; without NMS in the graph), or a head of dhead_trt with `dhead-trt export`"
 )
 
 _LAYOUT = {
