@@ -174,6 +174,20 @@ def test_sizes_of_features(tmp_path: Path) -> None:
             engine.infer(small.features(1, size=(128, 128)))
 
 
+@pytest.mark.parametrize("backend", ["openvino", "tensorrt_rtx"])
+def test_sizes_of_a_head_of_one_level(tmp_path: Path, backend: str) -> None:
+    """Its input is a feature map, not an image: sizes are of the network's input, 8 times as large."""
+    from dhead_trt.heads import StableDecoupledHead
+
+    head = StableDecoupledHead(in_channels=8, num_classes=2, num_layers=1).eval()
+    artifact = build(head, backend, output=tmp_path / "a", image_size=(64, 96))
+    assert artifact.inputs[0].shape == (1, 8, 8, 12)
+    assert artifact.spec is not None
+    assert artifact.spec.image_size in (None, (64, 96))
+    artifact = build(head, backend, output=tmp_path / "b", image_size=(64, 128, 256))
+    assert artifact.inputs[0].profile == ((1, 8, 8, 8), (1, 8, 16, 16), (1, 8, 32, 32))
+
+
 def test_a_fixed_size_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"another image size.*128x128 wanted, expected 64x96"):
         build(small.onnx_bytes("detector"), "openvino", output=tmp_path / "e", image_size=128)

@@ -22,7 +22,7 @@ from .backends.base import silent
 from .errors import ArtifactError, BackendUnavailable, BuildError, InputError
 from .files import atomic_files
 from .progress import ProgressCallback
-from .shapes import random_inputs, run_reference, set_shapes, size_range
+from .shapes import random_inputs, run_reference, set_shapes, size_range, takes_features
 from .spec import HeadSpec
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ def _verify(artifact: Artifact, backend: Backend, graph: onnx.ModelProto, can_ru
 
 def _with_size(head: HeadSpec | None, inputs: tuple[TensorInfo, ...]) -> HeadSpec | None:
     """The spec with the image size the engine is fixed to, if images go in."""
-    if head is None or len(inputs) != 1:
+    if head is None or len(inputs) != 1 or takes_features(inputs, head):
         return head
     height, width = inputs[0].shape[2:]
     return head.replace(image_size=(height, width)) if -1 not in (height, width) else head

@@ -18,7 +18,16 @@ from .spec import HeadSpec
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Range", "batch_range", "random_inputs", "run_reference", "set_shapes", "size_range", "tensor_infos"]
+__all__ = [
+    "Range",
+    "batch_range",
+    "random_inputs",
+    "run_reference",
+    "set_shapes",
+    "size_range",
+    "takes_features",
+    "tensor_infos",
+]
 
 Range = tuple[int, int, int]
 Size = tuple[int, int]
@@ -97,6 +106,13 @@ def tensor_infos(model: onnx.ModelProto, *, outputs: bool = False) -> tuple[Tens
     return tuple(infos)
 
 
+def takes_features(inputs: Sequence[TensorInfo], spec: HeadSpec | None) -> bool:
+    """True where features of each level go in, rather than images (one input of 1, 3 or 4 channels)."""
+    if spec is None or len(inputs) != spec.num_levels:
+        return False
+    return len(inputs) > 1 or inputs[0].shape[1] not in (1, 3, 4)
+
+
 def set_shapes(
     model: onnx.ModelProto, spec: HeadSpec | None, *, batch: int | Sequence[int], image_size: Any = None
 ) -> tuple[onnx.ModelProto, tuple[TensorInfo, ...]]:
@@ -125,7 +141,8 @@ def set_shapes(
             received=", ".join(f"{t.name} {t.describe()}" for t in before) or "no inputs",
             expected="[batch, channels, height, width] each",
         )
-    inputs = tuple(_wanted(t, i, len(before), spec, wanted, sizes) for i, t in enumerate(before))
+    levels = spec if takes_features(before, spec) else None
+    inputs = tuple(_wanted(t, i, levels, wanted, sizes) for i, t in enumerate(before))
     fixed = {t.shape[0] for t in before} - {-1}
     result = copy.deepcopy(model)
     rebatched = any(old != new.shape[0] for old in fixed for new in inputs)
@@ -156,7 +173,7 @@ def random_inputs(
     """
     rng = np.random.default_rng(seed)
     inputs = tuple(inputs)
-    features = spec is not None and len(inputs) == spec.num_levels and inputs[0].shape[1] not in (1, 3, 4)
+    features = takes_features(inputs, spec)
     arrays: dict[str, NDArray[Any]] = {}
     for i, t in enumerate(inputs):
         shape = list(t.shape if t.profile is None else t.profile[1])
@@ -198,16 +215,16 @@ def run_reference(model: onnx.ModelProto, inputs: dict[str, NDArray[Any]]) -> di
 
 
 def _wanted(
-    t: TensorInfo, index: int, count: int, spec: HeadSpec | None, batch: Range, sizes: tuple[Size, Size, Size] | None
+    t: TensorInfo, index: int, levels: HeadSpec | None, batch: Range, sizes: tuple[Size, Size, Size] | None
 ) -> TensorInfo:
-    """The input's shape and profile for the batch and sizes asked for."""
+    """The input's shape and profile for the batch and sizes asked for; `levels` where it is the features of one."""
     bounds = [[batch[k], t.shape[1], -1, -1] for k in range(3)]
     for k in range(3):
         size: Size | None = None
         if sizes is not None:
             size = sizes[k]
-            if spec is not None and count == spec.num_levels and count > 1:
-                size = spec.level_shapes(size)[index]
+            if levels is not None:
+                size = levels.level_shapes(size)[index]
         for axis in (2, 3):
             have = t.shape[axis]
             bounds[k][axis] = have if have != -1 else (size[axis - 2] if size else -1)

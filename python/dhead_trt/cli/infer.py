@@ -128,6 +128,7 @@ def _on_features(args: argparse.Namespace, paths: list[Path], progress: Progress
     """One result for each image of each file's batch; boxes are in pixels of the network input."""
     from ..detections import Detections, class_ids
     from ..engine import Engine
+    from ..shapes import takes_features
     from .common import read_npz
 
     found = []
@@ -147,7 +148,7 @@ def _on_features(args: argparse.Namespace, paths: list[Path], progress: Progress
                 class_agnostic=args.agnostic,
             )
             first = inputs[engine.inputs[0].name]
-            scale = 1 if first.shape[1] <= 4 else spec.strides[0]
+            scale = spec.strides[0] if takes_features(engine.inputs, spec) else 1
             size = (first.shape[2] * scale, first.shape[3] * scale)
             for image, number in enumerate(out["num_dets"].reshape(-1).tolist()):
                 found.append(

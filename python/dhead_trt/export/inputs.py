@@ -39,7 +39,7 @@ def raw_model(torch: Any, model: Any) -> Any:
             "The model is no detection head",
             received=type(model).__name__,
             expected="a torch module with .spec (HeadSpec) and .raw(inputs)",
-            fix="use one of dhead_trt.heads, or give yours these two members",
+            fix="Use one of dhead_trt.heads, or give yours these two members",
         )
     module: Any = model  # which the check narrowed to the protocol
     tensors = [*module.parameters(), *module.buffers()]
