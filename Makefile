@@ -33,6 +33,8 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 CPP_BUILD := build/tests
+# One GPU architecture is enough for the tests that link kernels; `make kernels` and the tests' matrix compile them all.
+CPP_ARCHITECTURES ?= 89
 SOURCES := $(shell find CMakeLists.txt pyproject.toml LICENSE README.md cmake csrc plugins python -type f \
     -not -name '*.so' -not -name '*.pyc' 2>/dev/null)
 CPP_FILES = $(shell git ls-files '*.h' '*.hpp' '*.cpp' '*.cc' '*.cu' '*.cuh')
@@ -57,7 +59,7 @@ test: $(STAMPS)/installed ## Run every test: C++ (ctest), then Python (pytest)
 test-cpp: $(STAMPS)/installed ## Only the C++ tests
 	@echo "== C++ tests (ctest) =="
 	cmake -S . -B $(CPP_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DDHEAD_TESTS=ON -DDHEAD_PYTHON=OFF -DDHEAD_WERROR=ON \
-	    -DPython_EXECUTABLE=$(PY)
+	    -DPython_EXECUTABLE=$(PY) -DCMAKE_CUDA_ARCHITECTURES=$(CPP_ARCHITECTURES)
 	cmake --build $(CPP_BUILD) -j $(JOBS) $(if $(V),--verbose,)
 	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error -j $(JOBS)
 
@@ -90,8 +92,13 @@ dev: $(STAMPS)/requirements ## Compile the extension modules in place, for PYTHO
 	@echo "ready: PYTHONPATH=python $(PY) -m dhead_trt doctor"
 
 .PHONY: bench
-bench: $(STAMPS)/installed ## Measure the decode on this machine
+bench: $(STAMPS)/installed ## Measure the decode and the engines on this machine
 	$(PY) bench/decode.py
+	$(PY) bench/engine.py
+
+.PHONY: kernels
+kernels: $(STAMPS)/requirements ## Compile every CUDA kernel for every architecture; registers, shared memory, spills
+	scripts/kernels.sh
 
 .PHONY: clean
 clean: ## Remove build products and caches (VENV and downloads stay; distclean removes VENV too)
@@ -127,6 +134,8 @@ $(STAMPS)/requirements: pyproject.toml scripts/requirements.py | $(STAMPS)/venv
 
 $(STAMPS)/installed: $(SOURCES) $(STAMPS)/requirements
 	@echo "== Building and installing dhead_trt =="
-	@$(PIP) install $(QUIET) --no-build-isolation --no-deps --force-reinstall .
+	@headers="$${DHEAD_TENSORRT_HEADERS-$$($(PY) scripts/fetch_tensorrt_headers.py)}" || \
+	    echo "TensorRT's headers cannot be fetched: the TensorRT builder and engine are left out" >&2; \
+	DHEAD_TENSORRT_HEADERS="$$headers" $(PIP) install $(QUIET) --no-build-isolation --no-deps --force-reinstall .
 	@$(PIP) check >/dev/null || $(PIP) check || true
 	@touch $@
