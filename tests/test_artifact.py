@@ -188,6 +188,12 @@ def test_any_value_in_any_field_loads_or_is_refused(
         assert loaded.to_dict().keys() == artifact.to_dict().keys()
 
 
+@pytest.mark.parametrize("path", [".", "/", ""])
+def test_a_folder_is_no_engine(path: str) -> None:
+    with pytest.raises(ArtifactError, match="This is a folder"):
+        Artifact.load(path)
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="There is no engine here"):
         Artifact.load(tmp_path / "no.plan")

@@ -220,5 +220,7 @@ def test_folders_and_globs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="matches no file"):
         expand_paths(str(tmp_path / "*.tif"))
     (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="path is empty"):
+        expand_paths("")
     with pytest.raises(InputError, match="holds no image"):
         expand_paths(tmp_path / "none")

@@ -144,3 +144,17 @@ def test_any_json_gives_a_spec_or_an_input_error(data: Any) -> None:
         except InputError:
             continue
         assert HeadSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ({}, "It is so."),
+        ({"received": 3}, "It is so: received 3."),
+        ({"received": "Another sentence. pip install x."}, "It is so: received Another sentence. pip install x."),
+        ({"expected": "4", "fix": "Do it."}, "It is so: expected 4. Do it."),
+        ({"received": 3, "expected": "4", "fix": "Do it"}, "It is so: received 3, expected 4. Do it."),
+    ],
+)
+def test_errors_are_sentences(parts: dict[str, Any], text: str) -> None:
+    assert str(InputError("It is so.", **parts)) == text

@@ -212,11 +212,11 @@ class Artifact:
             ArtifactError: plan or sidecar is missing, damaged, from a newer dhead_trt, or not of the other.
         """
         given = Path(path)
-        sidecar = given.with_suffix(".json")
         if given.is_dir():
             raise ArtifactError(
                 "This is a folder", received=given, expected="the plan of an engine, or its .json sidecar"
             )
+        sidecar = given.with_suffix(".json")
         if not given.exists() and not sidecar.exists():
             raise ArtifactError("There is no engine here", received=given, expected="a plan with its .json sidecar")
         if not sidecar.exists():

@@ -76,6 +76,6 @@ def _is_device_array(array: Any) -> bool:
         return True
     try:
         kind = array.__dlpack_device__()[0]
-    except (AttributeError, BufferError, TypeError, RuntimeError):
+    except (AttributeError, BufferError, TypeError, ValueError, RuntimeError):
         return False
     return int(kind) in (2, 13)

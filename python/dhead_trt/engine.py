@@ -198,7 +198,7 @@ class Engine:
         """
         if self._closed:
             raise InputError("This engine is closed", fix="Open it again with Engine(path)")
-        if (stream is not None or on_device(inputs)) and hasattr(self._runner, "infer_device"):
+        if hasattr(self._runner, "infer_device") and (stream is not None or on_device(inputs)):
             return infer_on_device(
                 self._runner,
                 by_name(self._artifact.inputs, inputs),

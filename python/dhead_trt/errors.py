@@ -28,7 +28,8 @@ class DheadError(Exception):
             text += f": received {received}"
         if expected is not None:
             text += f", expected {expected}" if received is not None else f": expected {expected}"
-        text += "."
+        if not text.endswith("."):  # what was received may be another error's sentence
+            text += "."
         if fix:
             text += f" {fix.rstrip('.')}."
         super().__init__(text)

@@ -68,6 +68,8 @@ def expand_paths(source: str | os.PathLike[str]) -> list[Path] | None:
     Raises:
         InputError: the folder holds no image, or the pattern matches no file.
     """
+    if not os.fspath(source):
+        raise InputError("The path is empty", received="''", expected="a path, folder or glob of images")
     path = Path(source)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())

@@ -83,11 +83,12 @@ def _array(tensor: TensorInfo, value: Any) -> NDArray[Any]:
         )
     if not tensor.accepts(array.shape):
         fix = None
+        usual = (tensor.profile[1] if tensor.profile else tensor.shape)[:1]  # batch
         if array.ndim == len(tensor.shape) - 1 and tensor.accepts((1, *array.shape)):
             fix = "Add the batch axis: x[None]"
         elif array.ndim == 4 and tensor.accepts((array.shape[0], array.shape[3], *array.shape[1:3])):
             fix = "Put the channels first: x.transpose(0, 3, 1, 2)"
-        elif array.ndim == 4 and tensor.profile and tensor.accepts((tensor.profile[1][0], *array.shape[1:])):
+        elif array.ndim == 4 and array.shape[0] > 0 and tensor.accepts((*usual, *array.shape[1:])):
             fix = f"Build the engine for this batch: batch=(1, …, {array.shape[0]})"
         raise InputError(
             f"Input {tensor.name!r} has the wrong shape",
