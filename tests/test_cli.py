@@ -435,6 +435,7 @@ def test_infer_pictures(doclaynet: Path, sample_page: Path, inside: Path, capsys
     (inside / "pages").mkdir()
     page = Image.open(sample_page)
     page.save("pages/a.png")
+    page_bytes = Path("pages/a.png").read_bytes()
     page.resize((620, 877)).save("pages/b.jpg")
     assert cli.main(["build", str(doclaynet), "--backend", "openvino", "-o", "doc", "-q"]) == 0
     assert cli.main(["infer", "doc.xml", "pages", "--output", "results"]) == 0
@@ -453,6 +454,15 @@ def test_infer_pictures(doclaynet: Path, sample_page: Path, inside: Path, capsys
     (one,) = json.loads(capsys.readouterr().out)
     assert {d["name"] for d in one["detections"]} == {"Table", "Title"}
     assert "'Tisch'" in refused(capsys, *words[:4], "Tisch")
+    # a picture that cannot be read does not keep the others from being detected on
+    Path("pages/aa.png").write_bytes(page_bytes[: len(page_bytes) // 2])
+    assert cli.main(["infer", "doc.xml", "pages", "-o", "again", "-q", "--json", "all.json"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: The image file is damaged")
+    assert err.count("\n") == 1
+    assert sorted(p.name for p in Path("again").iterdir()) == ["a.json", "a.png", "b.json", "b.png"]
+    assert [Path(d["source"]).name for d in json.loads(Path("all.json").read_text())] == ["a.png", "b.jpg"]
+    assert "damaged" in refused(capsys, "infer", "doc.xml", "pages/aa.png")
 
 
 def test_parity_of_an_engine(built: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,10 +85,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     with Progress(enabled=not args.quiet) as progress:
         progress("loading the engine")
-        found = _on_features(args, paths, progress) if features else _on_pictures(args, paths, progress)
-    if args.output is not None:
-        for stem, detections in zip(_stems(paths, found), found, strict=True):
-            write_text(args.output / f"{stem}.json", detections.to_json() + "\n")
+        found, failed = (_on_features if features else _on_pictures)(args, paths, progress)
     if args.json != "-":
         rows = [
             [d.source, row.name, f"{row.confidence:.3f}", *(f"{v:.1f}" for v in row.xyxy)] for d in found for row in d
@@ -96,35 +94,47 @@ def run(args: argparse.Namespace) -> int:
             print(table(["input", "class", "score", "x1", "y1", "x2", "y2"], rows, right=[2, 3, 4, 5, 6]))
         if not args.quiet:
             took = duration(time.monotonic() - started)
-            print(f"{_count(len(rows), 'detection')} in {_count(len(paths), 'file')}, {took} with loading the engine")
+            done = f"{_count(len(rows), 'detection')} in {_count(len(paths) - len(failed), 'file')}"
+            print(f"{done}, {took} with loading the engine")
             if args.output is not None:
                 print(f"written to {args.output}")
     emit_json([d.to_dict() for d in found], args.json)
-    return 0
+    for error in failed:
+        print(f"error: {error}", file=sys.stderr)
+    return 2 if failed else 0
 
 
-def _on_pictures(args: argparse.Namespace, paths: list[Path], progress: Progress) -> list[Detections]:
+Found = tuple[list["Detections"], list[InputError]]
+
+
+def _on_pictures(args: argparse.Namespace, paths: list[Path], progress: Progress) -> Found:
+    """The results, and what was wrong with pictures that could not be read; of a single one it is raised."""
     from ..detector import Detector
 
-    found = []
-    with Detector(args.engine, device=args.device, threads=args.threads) as detector:
+    found: list[Detections] = []
+    failed: list[InputError] = []
+    options = {"conf": args.conf, "iou": args.iou, "max_det": args.max_det, "agnostic": args.agnostic}
+    with Detector(
+        args.engine, device=args.device, threads=args.threads, classes=_classes(args.classes), **options
+    ) as detector:
         for done, (path, stem) in enumerate(zip(paths, _stems(paths, paths), strict=True)):
             progress("detecting", done / len(paths))
-            detections = detector(
-                path,
-                conf=args.conf,
-                iou=args.iou,
-                max_det=args.max_det,
-                classes=_classes(args.classes),
-                agnostic=args.agnostic,
-            )
-            if args.output is not None and not args.no_draw:
-                detections.draw(path, args.output / f"{stem}.png")
+            try:
+                detections = detector(path)
+            except InputError as e:
+                if len(paths) == 1:
+                    raise
+                failed.append(e)
+                continue
+            if args.output is not None:
+                write_text(args.output / f"{stem}.json", detections.to_json() + "\n")
+                if not args.no_draw:
+                    detections.draw(path, args.output / f"{stem}.png")
             found.append(detections)
-    return found
+    return found, failed
 
 
-def _on_features(args: argparse.Namespace, paths: list[Path], progress: Progress) -> list[Detections]:
+def _on_features(args: argparse.Namespace, paths: list[Path], progress: Progress) -> Found:
     """One result for each image of each file's batch; boxes are in pixels of the network input."""
     from ..detections import Detections, class_ids
     from ..engine import Engine
@@ -161,7 +171,10 @@ def _on_features(args: argparse.Namespace, paths: list[Path], progress: Progress
                         f"{path}[{image}]",
                     )
                 )
-    return found
+    if args.output is not None:
+        for stem, detections in zip(_stems(paths, found), found, strict=True):
+            write_text(args.output / f"{stem}.json", detections.to_json() + "\n")
+    return found, []
 
 
 def _spare(args: argparse.Namespace, paths: list[Path]) -> None:

@@ -45,7 +45,7 @@ def fuse_conv_bn(module: nn.Module) -> nn.Module:
             "Only a module in eval mode can be fused",
             received=f"{training[0]} in training mode",
             expected="eval mode",
-            fix="call module.eval() first",
+            fix="Call module.eval() first",
         )
     fused = copy.deepcopy(module)
     uses = Counter(id(m) for _, m in fused.named_modules(remove_duplicate=False))
