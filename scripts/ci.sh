@@ -19,6 +19,16 @@ for tool in python3 "${CXX:-c++}" make cmake nvcc; do
 done
 git log -1 --format='commit: %h %s' 2>/dev/null || true
 
+# The NEON code is tested under emulation; where these cannot be had, tests/test_aarch64.py is skipped and says so.
+arm=(g++-aarch64-linux-gnu qemu-user)
+if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] &&
+    ! { command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; } >/dev/null; then
+    note "apt-get install ${arm[*]}"
+    { timeout 120 apt-get -qq update && DEBIAN_FRONTEND=noninteractive timeout 300 \
+        apt-get -qq install -y --no-install-recommends "${arm[@]}"; } >/dev/null ||
+        echo "not installed: the tests of the NEON code will be skipped"
+fi
+
 lint=0 test=0
 note "make lint"
 make lint || lint=$?
