@@ -298,6 +298,9 @@ def test_bad_models(model: str, part: str, inside: Path, capsys: pytest.CaptureF
 def test_bad_options(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--size does not apply" in refused(capsys, "export", "stable", "--size", "n")
     assert "--num-classes is out of range" in refused(capsys, "export", "decoupled", "--num-classes", "-1")
+    (inside / "a.onnx").write_bytes(b"x")
+    line = refused(capsys, "export", "a.onnx", "--opset", 18, "--static-batch", "--weights", "w.pt")
+    assert "for PyTorch heads: received --opset, --static-batch, --weights. dhead-trt build" in line
     assert "--io-fp16 goes with --fp16" in refused(capsys, "export", "decoupled", "--io-fp16")
     assert "The output is a folder" in refused(capsys, "export", "my_heads:make", "-o", ".")
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from ..files import atomic_path
 from ..progress import Progress
 from ..tables import facts, size
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fp16", action="store_true", help="compute in half precision, but for the decode")
     parser.add_argument("--io-fp16", action="store_true", help="with --fp16: inputs and outputs in half precision too")
-    parser.add_argument("--opset", type=int, default=17, help="ONNX operator set (default: 17)")
+    parser.add_argument("--opset", type=int, help="ONNX operator set (default: 17)")
     parser.add_argument("--static-batch", action="store_true", help="batch 1 only, instead of any batch")
     parser.add_argument("--dynamic-size", action="store_true", help="any height and width")
     parser.add_argument("--no-verify", action="store_true", help="don't compare the graph with the original")
@@ -51,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from ..errors import InputError
-
     if args.io_fp16 and not args.fp16:
         raise InputError("--io-fp16 goes with --fp16", received="--io-fp16 alone")
     source = resolve(args)
+    if source.model is None:
+        _refuse_head_options(args)
     form: Form = args.form or ("native" if source.model is not None else "raw")
     output = need_output(args.output or Path(f"{source.name}-{form}{'-fp16' if args.fp16 else ''}.onnx"))
     # every step works on the staged file: a graph that fails a later step does not stay behind
@@ -72,6 +73,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_head_options(args: argparse.Namespace) -> None:
+    """An ONNX graph keeps its shapes, operator set and weights: options that would change them are not passed over.
+
+    Raises:
+        InputError: one was given.
+    """
+    names = ("image_size", "opset", "static_batch", "dynamic_size", "size", "num_classes", "weights")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) not in (None, False)]
+    if given:
+        raise InputError(
+            "An ONNX graph keeps what it was exported with: these options are for PyTorch heads",
+            received=", ".join(given),
+            fix="dhead-trt build sets batch and image size",
+        )
+
+
 def _export(args: argparse.Namespace, model: Any, form: Form, output: Path, progress: Progress) -> dict[str, Any]:
     """A torch head: exported as native or raw; the forms with a node of ours are made from that by surgery."""
     from ..export import export_onnx
@@ -82,7 +99,7 @@ def _export(args: argparse.Namespace, model: Any, form: Form, output: Path, prog
         model,
         output,
         image_size=args.image_size,
-        opset=args.opset,
+        opset=17 if args.opset is None else args.opset,
         form=first,
         dynamic_batch=not args.static_batch,
         dynamic_size=args.dynamic_size,
