@@ -22,6 +22,7 @@ from dhead_trt.cli import Parser
 from dhead_trt.cli import run as run_command
 from dhead_trt.cli.build import add_build_options, build_all, choose, precision_of, summary
 from dhead_trt.cli.common import Source, emit_json, need_output, resolve
+from dhead_trt.cli.export import refuse_head_options
 from dhead_trt.export import export_onnx
 from dhead_trt.parity import plot, run_ladder
 from dhead_trt.progress import Progress
@@ -59,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Export, build, compare; returns the exit status."""
     source = resolve(args)
+    if source.model is None:
+        refuse_head_options(args)
     precision = precision_of(args)
     output = need_output(args.output or Path("out") / f"{source.name}-{precision}")
     graph = source

@@ -301,6 +301,9 @@ def test_bad_options(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (inside / "a.onnx").write_bytes(b"x")
     line = refused(capsys, "export", "a.onnx", "--opset", 18, "--static-batch", "--weights", "w.pt")
     assert "for PyTorch heads: received --opset, --static-batch, --weights. dhead-trt build" in line
+    assert "for PyTorch heads: received --size, --num-classes." in refused(
+        capsys, "build", "a.onnx", "--size", "n", "--num-classes", 3
+    )
     assert "--io-fp16 goes with --fp16" in refused(capsys, "export", "decoupled", "--io-fp16")
     assert "The output is a folder" in refused(capsys, "export", "my_heads:make", "-o", ".")
 

@@ -13,6 +13,7 @@ from ..errors import BackendUnavailable, InputError
 from ..progress import Progress, duration
 from ..tables import size, table
 from .common import FORMS, Source, add_head_options, add_model, batch, emit_json, image_sizes, need_output, resolve
+from .export import refuse_head_options
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -112,6 +113,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     source = resolve(args)
+    if source.model is None:
+        refuse_head_options(args)
     output = need_output(args.output or Path(f"{source.name}-{precision_of(args)}"))
     with Progress(enabled=not args.quiet) as progress:
         built = build_all(source, choose(args.backend or ["auto"]), args, output, progress)

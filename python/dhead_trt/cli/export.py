@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--io-fp16 goes with --fp16", received="--io-fp16 alone")
     source = resolve(args)
     if source.model is None:
-        _refuse_head_options(args)
+        refuse_head_options(args, "image_size", "opset", "static_batch", "dynamic_size")
     form: Form = args.form or ("native" if source.model is not None else "raw")
     output = need_output(args.output or Path(f"{source.name}-{form}{'-fp16' if args.fp16 else ''}.onnx"))
     # every step works on the staged file: a graph that fails a later step does not stay behind
@@ -73,13 +73,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_head_options(args: argparse.Namespace) -> None:
-    """An ONNX graph keeps its shapes, operator set and weights: options that would change them are not passed over.
+def refuse_head_options(args: argparse.Namespace, *more: str) -> None:
+    """For an ONNX graph: the options of heads, and `more`, would do nothing, and are not passed over silently.
 
     Raises:
         InputError: one was given.
     """
-    names = ("image_size", "opset", "static_batch", "dynamic_size", "size", "num_classes", "weights")
+    names = (*more, "size", "num_classes", "weights")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) not in (None, False)]
     if given:
         raise InputError(
