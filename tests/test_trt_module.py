@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dhead_trt
 from conftest import ROOT
 from dhead_trt.errors import ArtifactError, BackendUnavailable, BuildError, DheadError, InputError
 from trt_standin import StandIn, header_dirs, header_major
@@ -461,7 +462,7 @@ def test_search_order(standin: StandIn, tmp_path: Path) -> None:
     """In a process of its own: what is loaded once is found by name ever after."""
     script = textwrap.dedent(f"""
         import importlib.util, sys
-        sys.path.insert(0, {str(ROOT / "python")!r})
+        sys.path.insert(0, {str(Path(dhead_trt.__file__).parents[1])!r})  # installed: the sources have no _core
         spec = importlib.util.spec_from_file_location({standin.module.__name__!r}, {standin.module.__file__!r})
         m = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(m)
