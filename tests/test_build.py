@@ -174,6 +174,13 @@ def test_sizes_of_features(tmp_path: Path) -> None:
             engine.infer(small.features(1, size=(128, 128)))
 
 
+def test_weights_of_something_else_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"somebody's weights")
+    with pytest.raises(InputError, match="model.bin is there already"):
+        build(small.head(), "openvino", output=tmp_path / "model", image_size=small.SIZE)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"somebody's weights"]
+
+
 @pytest.mark.parametrize("backend", ["openvino", "tensorrt_rtx"])
 def test_sizes_of_a_head_of_one_level(tmp_path: Path, backend: str) -> None:
     """Its input is a feature map, not an image: sizes are of the network's input, 8 times as large."""

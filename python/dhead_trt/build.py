@@ -255,6 +255,13 @@ def _target(output: str | os.PathLike[str], backend: Backend) -> Path:
                 received=path.name,
                 fix="Give the plan another name: its sidecar would overwrite that file",
             )
+    weights = path.with_suffix(".bin")
+    if path.suffix == ".xml" and weights.exists() and not path.exists():
+        raise InputError(
+            f"{weights.name} is there already and belongs to something else",
+            received=path.name,
+            fix="Give the plan another name: its weights would overwrite that file",
+        )
     return path
 
 
