@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import cuda_stand_in
 import dhead_trt
-from cases import CASES, Case, assert_same_decode, assert_same_detections
+from cases import BY_NAME, CASES, Case, assert_same_decode, assert_same_detections
 from cases import cases as random_cases
 from dhead_trt import HeadSpec, InputError, cuda, reference
 from dhead_trt.letterbox import letterbox
@@ -144,6 +144,33 @@ def test_thresholds_and_outputs_given(gpu: Any) -> None:
     boxes, scores = gpu.DeviceArray([b, 525, 4], "<f4", 0), gpu.DeviceArray([b, 525, 80], "<f4", 0)
     assert cuda.decode_cuda(device, case.spec, out=(boxes, scores))[0] is boxes
     assert_same_bits([boxes.to_host(), scores.to_host()], dhead_trt.decode(maps, case.spec))
+
+
+def test_decode_and_detect_take_device_arrays(gpu: Any) -> None:
+    """The functions for numpy arrays send these here: results of the same fields, on the GPU, in `out` where given."""
+    for name in ("crowd_objectness", "some_classes_multi_label", "class_agnostic", "ties_float16"):
+        case = BY_NAME[name]
+        maps = case.maps()
+        device = put_all(gpu, maps)
+        for stream in (None, 0):
+            decoded = dhead_trt.decode(device, case.spec, stream=stream)
+            assert_same_bits([x.to_host() for x in decoded], dhead_trt.decode(maps, case.spec))
+            options = {**case.options, "conf": 0.3, "iou": 0.5, "max_det": 9}
+            found = dhead_trt.detect(device, case.spec, stream=stream, **options)
+            assert type(found) is dhead_trt.DetectResult
+            assert_same_bits(fetch(found), dhead_trt.detect(maps, case.spec, **options))
+    again = dhead_trt.detect(device, case.spec, out=found, **options)
+    assert all(a is b for a, b in zip(again, found, strict=True))
+    assert dhead_trt.decode(device, case.spec, out=decoded)[0] is decoded[0]
+    for options, message in (
+        ({"classes": [99]}, "class is out of range"),
+        ({"max_det": 0}, "max_det"),
+        ({"out": []}, "wrong number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dhead_trt.detect(device, case.spec, **options)
+    wanted = dhead_trt.detect(device, case.spec, classes=iter([0, 2]))  # read once
+    assert_same_bits(fetch(wanted), dhead_trt.detect(maps, case.spec, classes=[0, 2]))
 
 
 class _Dlpack:

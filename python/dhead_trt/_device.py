@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import BackendUnavailable, InputError
 
-__all__ = ["DeviceView", "availability", "cuda_module", "empty", "stream_handle", "view"]
+__all__ = ["DeviceView", "availability", "cuda_module", "empty", "on_gpu", "stream_handle", "view"]
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _DLPACK_TYPES = {0: "i", 1: "u", 2: "f", 6: "b"}
@@ -39,6 +39,27 @@ def cuda_module() -> Any:
         fix = _FIX if built else "Install with nvcc on PATH: pip install . -C cmake.define.DHEAD_CUDA=ON"
         raise BackendUnavailable("The CUDA kernels cannot run here", received=reason, expected="an NVIDIA GPU", fix=fix)
     return importlib.import_module("dhead_trt._cuda")
+
+
+def on_gpu(array: Any, stream: Any = None) -> bool:
+    """Whether `array` says that it lies in a GPU's memory.
+
+    Raises:
+        InputError: it does not, and yet there is a `stream`.
+    """
+    try:
+        if getattr(array, "__cuda_array_interface__", None) is not None:
+            return True
+    except Exception:
+        return True  # torch's word for a tensor on a GPU that needs grad; `view` says so
+    where = getattr(array, "__dlpack_device__", None)
+    if where is not None and int(where()[0]) in _DLPACK_CUDA:
+        return True
+    if stream is not None:
+        raise InputError(
+            "A stream is of no use to arrays on the CPU", received=type(array).__name__, expected="arrays on a GPU"
+        )
+    return False
 
 
 @dataclass(frozen=True)

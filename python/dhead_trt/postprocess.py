@@ -1,8 +1,8 @@
 """Decode, detection and NMS on the CPU: raw maps in, boxes and scores or detections out.
 
 The arithmetic is in C++ (csrc/include/dhead/decode.h); results have the same bits for every SIMD level and number of
-threads. The core validates its arguments;
-what it refuses is explained here.
+threads. The core validates its arguments; what it refuses is explained here. Arrays in a GPU's memory go to
+`dhead_trt.cuda`, which gives the same results there.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import functools
 import math
 import operator
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._device import on_gpu
 from ._explain import check_decoded, check_detections, check_limits, check_out, check_simd, checked_maps, count
 from .errors import InputError
 from .spec import HeadSpec
@@ -54,32 +55,43 @@ def simd_levels() -> list[str]:
 
 
 def decode(
-    maps: Mapping[str, Array],
+    maps: Mapping[str, Any],
     spec: HeadSpec,
     *,
     out: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
     threads: int | None = None,
     simd: str | None = None,
+    stream: Any = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Decodes every anchor.
 
     Args:
         maps: raw maps by name (`spec.input_names`), each [B, channels, Hi, Wi], C-contiguous, all float32 or all
-            float16. Other entries are ignored.
+            float16. Other entries are ignored. Numpy arrays, or arrays on a GPU with `__cuda_array_interface__` or
+            DLPack: these are decoded there, as by `dhead_trt.cuda.decode_cuda`.
         spec: what the maps are.
-        out: (boxes, scores) to write to; then nothing is allocated.
-        threads: at most so many, the calling one included; None for one per processor.
-        simd: one of `simd_levels()`; None for the best.
+        out: (boxes, scores) to write to, of the kind of the maps; then nothing is allocated.
+        threads: at most so many, the calling one included; None for one per processor. Unused on a GPU.
+        simd: one of `simd_levels()`; None for the best. Unused on a GPU.
+        stream: of maps on a GPU: an integer, or a stream of torch, CuPy or PyCUDA; None as of `decode_cuda`.
 
     Returns:
         boxes float32 [B, A, 4], xyxy in pixels of the network input, and scores float32 [B, A, C]; anchors run level by
-        level, row-major. A NaN in the maps gives NaN where it is used.
+        level, row-major. A NaN in the maps gives NaN where it is used. On the GPU where the maps are.
 
     Raises:
         InputError: a map or output is missing, or has the wrong type, shape or layout, or an option is out of range.
+        BackendUnavailable: the maps are on a GPU, and there is none here, or this was built without CUDA.
     """
+    gpu = False
     try:
         head = _arguments(maps, spec)
+        if type(head[1][0]) is not np.ndarray or stream is not None:
+            gpu = on_gpu(head[1][0], stream)
+            if gpu:
+                from .cuda import decode_cuda
+
+                return decode_cuda(maps, spec, out=out, stream=stream)
         if out is None:
             shape = head[1][0].shape[0], sum(c.shape[2] * c.shape[3] for c in head[1])
             boxes, scores = _empty((*shape, 4)), _empty((*shape, spec.num_classes))
@@ -87,6 +99,8 @@ def decode(
             boxes, scores = out
         _core.decode(*head, boxes, scores, threads=_threads(threads), simd=simd)
     except _REFUSED:
+        if gpu:
+            raise
         arrays = checked_maps(maps, spec)
         if out is not None:
             shape = len(arrays[0]), sum(a.shape[2] * a.shape[3] for a in arrays[0 : 2 * spec.num_levels : 2])
@@ -98,7 +112,7 @@ def decode(
 
 
 def detect(
-    maps: Mapping[str, Array],
+    maps: Mapping[str, Any],
     spec: HeadSpec,
     *,
     conf: float = 0.25,
@@ -111,12 +125,14 @@ def detect(
     out: DetectResult | None = None,
     threads: int | None = None,
     simd: str | None = None,
+    stream: Any = None,
 ) -> DetectResult:
     """Finds the detections: threshold on the logit, decode of the survivors only, then deterministic greedy NMS.
 
     Args:
         maps: raw maps by name (`spec.input_names`), each [B, channels, Hi, Wi], C-contiguous, all float32 or all
-            float16. Other entries are ignored.
+            float16. Other entries are ignored. Numpy arrays, or arrays on a GPU with `__cuda_array_interface__` or
+            DLPack: the detections are found there, as by `dhead_trt.cuda.detect_cuda`, and stay there.
         spec: what the maps are.
         conf: keep where the score is greater, 0 to 1.
         iou: suppress where the IoU with a better box is greater, at least 0.
@@ -125,16 +141,29 @@ def detect(
         classes: the wanted classes, None for all. An anchor whose best class is not wanted gives nothing.
         class_agnostic: boxes of different classes suppress each other too.
         multi_label: every class of an anchor that passes is a candidate, not only its best.
-        out: arrays to write to, of the shapes that `DetectResult` names; then nothing is allocated.
-        threads: at most so many, the calling one included; None for one per processor.
-        simd: one of `simd_levels()`; None for the best.
+        out: arrays to write to, of the kind of the maps and the shapes that `DetectResult` names.
+        threads: at most so many, the calling one included; None for one per processor. Unused on a GPU.
+        simd: one of `simd_levels()`; None for the best. Unused on a GPU.
+        stream: of maps on a GPU: an integer, or a stream of torch, CuPy or PyCUDA; None as of `decode_cuda`.
 
     Raises:
         InputError: a map or output is missing, or has the wrong type, shape or layout, or an option is out of range.
+        BackendUnavailable: the maps are on a GPU, and there is none here, or this was built without CUDA.
     """
+    gpu = False
     try:
-        mask = _class_mask(classes, spec.num_classes)
         head = _arguments(maps, spec)
+        if type(head[1][0]) is not np.ndarray or stream is not None:
+            gpu = on_gpu(head[1][0], stream)
+            if gpu:
+                from .cuda import detect_cuda
+
+                found = detect_cuda(
+                    maps, spec, conf=conf, iou=iou, max_candidates=max_candidates, max_det=max_det, classes=classes,
+                    class_agnostic=class_agnostic, multi_label=multi_label, out=out, stream=stream,
+                )  # fmt: skip
+                return DetectResult(*found)
+        mask = _class_mask(classes, spec.num_classes)
         result = empty_detections(head[1][0].shape[0], max_det) if out is None else out
         _core.detect(
             *head,
@@ -150,6 +179,8 @@ def detect(
             simd=simd,
         )
     except _REFUSED:
+        if gpu:
+            raise
         arrays = checked_maps(maps, spec)
         check_limits(conf, iou, max_candidates, max_det)
         if out is not None:

@@ -15,6 +15,7 @@ from test_cuda_kernels import (  # noqa: F401 (collected from here)
     test_any_number_of_candidates,
     test_bad_arguments,
     test_cases,
+    test_decode_and_detect_take_device_arrays,
     test_equal_everything,
     test_letterbox,
     test_letterbox_nv12,
