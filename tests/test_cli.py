@@ -272,6 +272,31 @@ def test_weights_are_loaded(inside: Path, capsys: pytest.CaptureFixture[str]) ->
     torch.save({"a": torch.zeros(1)}, "wrong.pt")
     line = refused(capsys, "export", "my_heads:make", "--weights", "wrong.pt")
     assert "wrong.pt does not hold the weights of this network" in line
+    # the file as the model, with its network named
+    args = cli.build_parser().parse_args(["export", "best.pt", "--head", "my_heads:make"])
+    source = common.resolve(args)
+    assert source.name == "best"
+    assert source.model is not None
+    assert torch.equal(source.model.cls_preds[0].weight, other.cls_preds[0].weight)
+    assert not source.model.training
+    assert "wrong.pt does not hold" in refused(capsys, "export", "wrong.pt", "--head", "decoupled")
+    assert "--head names no network" in refused(capsys, "export", "best.pt", "--head", "yolo")
+    assert "Two files of weights" in refused(
+        capsys, "export", "best.pt", "--head", "my_heads:make", "--weights", "best.pt"
+    )
+
+
+def test_weights_run_no_code(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pickle that would run something is refused before it does."""
+    import torch
+
+    class Evil:
+        def __reduce__(self) -> object:
+            return Path.touch, (Path("ran"),)
+
+    torch.save({"cls_preds.0.weight": Evil()}, "evil.pt")
+    assert "evil.pt does not hold the weights" in refused(capsys, "parity", "evil.pt", "--head", "my_heads:make")
+    assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -481,6 +506,35 @@ def test_parity_of_an_engine(built: Path, inside: Path, capsys: pytest.CaptureFi
     assert data["passed"] is True
     assert data["model"] == "my_heads:make"
     assert Path("p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_parity_of_an_engine_against_weights(built: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    state = common.resolve(cli.build_parser().parse_args(["export", "my_heads:make"])).model.state_dict()  # type: ignore[union-attr]
+    torch.save(state, "head.pt")
+    words = ["parity", str(built), "--against", "head.pt", "--head", "my_heads:make", "-q"]
+    assert cli.main(words) == 0
+    state["cls_preds.1.weight"] += 0.1
+    torch.save(state, "head.pt")
+    assert cli.main(words) == 1
+    assert "openvino fp32" in capsys.readouterr().out.split("Failed:")[1]
+
+
+def test_parity_layer_by_layer(built: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["parity", str(built), "--against", "my_heads:make", "--layers", "-q"]
+    assert cli.main([*words, "--json", "l.json", "--plot", "l.png"]) == 0
+    text = capsys.readouterr().out
+    data = json.loads(Path("l.json").read_text())
+    assert (data["backend"], data["precision"], data["passed"], data["first"]) == ("openvino", "fp32", True, None)
+    assert f"All {len(data['layers'])} tensors are within 0.001" in text
+    assert {"box_0", "cls_2"} < {x["tensor"] for x in data["layers"]}
+    assert Path("l.png").read_bytes()[:4] == b"\x89PNG"
+    assert cli.main([*words, "--layer-tolerance", "1e-12"]) == 1
+    assert "the first:" in capsys.readouterr().out
+    assert "--layers looks at one engine" in refused(capsys, *words, "--fp16")
+    assert "--layer-tolerance goes with --layers" in refused(capsys, "parity", "my_heads:make", "--layer-tolerance", 1)
+    assert "tolerance is out of range" in refused(capsys, *words, "--layer-tolerance", "0")
 
 
 def test_parity_fails_with_1(built: Path, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:

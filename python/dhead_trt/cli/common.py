@@ -89,6 +89,9 @@ def add_head_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--num-classes", type=int, help="classes of our heads (default: 80)")
     group.add_argument("--weights", type=Path, metavar="FILE", help="state dict to load, from torch.save")
+    group.add_argument(
+        "--head", metavar="HEAD", help="the network of a model given as weights (.pt, .pth): as MODEL for a torch head"
+    )
     group.add_argument("--seed", type=int, default=0, help="seed of the random weights and inputs (default: 0)")
 
 
@@ -115,21 +118,19 @@ class Source:
 def resolve(args: argparse.Namespace, name: str | None = None) -> Source:
     """The model that MODEL (or `name`) means.
 
+    A file of weights (.pt, .pth) is a state dict of the network that --head names; nothing else is ever unpickled.
+
     Raises:
-        InputError: no such file, module or attribute, or what it gives is no torch module.
+        InputError: no such file, module or attribute, or what it gives is no torch module; weights without --head, or
+            of another network.
     """
     text = str(args.model if name is None else name)
     path = Path(text)
+    if path.is_file() and path.suffix in {".pt", ".pth"}:
+        return Source(path.stem, model=_head_of(path, args).eval())
     if text in HEADS:
         model = _own_head(text, args)
     elif path.is_file():
-        if path.suffix in {".pt", ".pth"}:
-            raise InputError(
-                "A file of PyTorch weights does not say which network it belongs to",
-                received=text,
-                fix="An Ultralytics model: YOLO('x.pt').export(format='onnx'). Your own: name the network as "
-                "module:attribute, and give the file with --weights",
-            )
         return Source(path.stem, path=path)
     elif path.is_dir():
         raise InputError("The model is a folder", received=repr(text), expected="a file")
@@ -144,6 +145,27 @@ def resolve(args: argparse.Namespace, name: str | None = None) -> Source:
     if getattr(args, "weights", None) is not None:
         _load_weights(model, args.weights)
     return Source(text.split(":")[0].split(".")[-1] if ":" in text else text, model=model.eval())
+
+
+def _head_of(path: Path, args: argparse.Namespace) -> Module:
+    """The head that --head names, with the weights of a file."""
+    head = getattr(args, "head", None)
+    if head is None:
+        raise InputError(
+            "A file of PyTorch weights does not say which network it belongs to",
+            received=str(path),
+            fix="An Ultralytics model: YOLO('x.pt').export(format='onnx'). A head of ours: --head decoupled, stable or "
+            "coupled. Your own: --head module:attribute",
+        )
+    if getattr(args, "weights", None) is not None:
+        raise InputError("Two files of weights", received=f"{path} and --weights {args.weights}", expected="one")
+    if head not in HEADS and ":" not in head:
+        raise InputError(
+            "--head names no network", received=repr(head), expected=f"{', '.join(HEADS)}, or module:attribute"
+        )
+    model = _own_head(head, args) if head in HEADS else _import(head)
+    _load_weights(model, path)
+    return model
 
 
 def _torch() -> Any:

@@ -15,6 +15,9 @@ Run a model in every way this machine can, on the same input, and compare each w
 own decode, ONNX Runtime, our C++ decode and detect at each SIMD level, and engines. What cannot run here is listed with
 the reason, and never counted as passed.
 
+With --layers, find where an engine departs instead: every inner tensor of the engine, built again with them as outputs,
+against ONNX Runtime in fp32, in the order of the graph; the first tensor beyond the tolerance is named.
+
 Exit status: 0, all that ran is within tolerance; 1, something is not; 2, it could not be compared.
 """
 EXAMPLES = """\
@@ -22,7 +25,9 @@ examples:
   dhead-trt parity yolov8n.onnx                                  random input, engines built for the occasion
   dhead-trt parity yolov8n.onnx --input page.png --fp16 --bf16
   dhead-trt parity out/head.xml --against decoupled              an engine against the head it came from
+  dhead-trt parity head.plan --against head.pt --head decoupled  … with its weights, a state dict
   dhead-trt parity yolov8n.onnx --engine a.xml --engine b.xml --json report.json --plot report.png
+  dhead-trt parity n.plan --against yolov8n.onnx --layers        layer by layer: where does it go wrong?
 """
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -46,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--iou", type=float, default=0.7, help="IoU threshold of their NMS (default: 0.7)")
     add("--threads", type=int, metavar="N", help="threads of the C++ core and the engines")
     add("--levels", action="store_true", help="show the errors of each pyramid level too")
+    add("--layers", action="store_true", help="compare every inner tensor, to find where an engine departs")
+    add("--layer-tolerance", type=float, metavar="X", help="relative error of a tensor (default: by precision)")
+    add("--backend", metavar="NAME", help="with --layers and no engine: what to build (default: openvino)")
     add("--json", metavar="FILE", help="write the report as JSON ('-': to standard output, nothing else)")
     add("--plot", type=Path, metavar="FILE", help="draw the distribution of the errors (.png, .svg, .pdf)")
     add_head_options(parser)
@@ -70,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("The picture has no known format", received=str(args.plot), expected=", ".join(PICTURES))
     source = resolve(args, original)
     inputs = None if args.input is None else read_inputs(args.input, source.value, args.image_size)
+    if args.layers:
+        return _layers(args, source.value, engines, inputs, Path(original).name)
+    for option in ("layer_tolerance", "backend"):
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')} goes with --layers", received="no --layers")
     with Progress(enabled=not args.quiet) as progress:
         report = run_ladder(
             source.value,
@@ -91,6 +104,41 @@ def run(args: argparse.Namespace) -> int:
     emit_json(report.to_dict(), args.json)
     if args.plot is not None:
         plot(report, args.plot)
+    return 0 if report.passed else 1
+
+
+def _layers(args: argparse.Namespace, model: Any, engines: list[Path], inputs: Any, name: str) -> int:
+    """`--layers`: one engine, or one precision."""
+    from ..backends import get_backend
+    from ..parity import compare_layers, plot_layers
+
+    chosen = [p for p in ("fp16", "bf16") if getattr(args, p)]
+    if len(engines) > 1 or len(chosen) + len(engines) > 1 or (engines and args.backend is not None):
+        raise InputError(
+            "--layers looks at one engine", received="several", expected="an engine, or --backend with --fp16 or --bf16"
+        )
+    backend = get_backend(args.backend or "openvino").name
+    with Progress(enabled=not args.quiet) as progress:
+        report = compare_layers(
+            model,
+            engine=engines[0] if engines else None,
+            backend=backend,
+            precision=chosen[0] if chosen else "fp32",
+            inputs=inputs,
+            inputs_from="" if args.input is None else args.input.name,
+            batch=args.batch,
+            image_size=args.image_size,
+            seed=args.seed,
+            tolerance=args.layer_tolerance,
+            name=name,
+            threads=args.threads,
+            progress=progress,
+        )
+    if args.json != "-":
+        print(report.render())
+    emit_json(report.to_dict(), args.json)
+    if args.plot is not None:
+        plot_layers(report, args.plot)
     return 0 if report.passed else 1
 
 

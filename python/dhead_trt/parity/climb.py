@@ -49,7 +49,7 @@ class Climb:
         self.maps = {n: np.ascontiguousarray(maps[n], dtype=np.float32) for n in spec.input_names}
         self.shapes = [tuple(self.maps[f"box_{i}"].shape[2:]) for i in range(spec.num_levels)]
         self.decoded = reference.decode(self.maps, spec)
-        self.conf = threshold_for(self.decoded[1], conf)
+        self.asked, self.conf = conf, threshold_for(self.decoded[1], conf)
         self.rungs: list[Rung] = []
 
     def reference(self, remark: str) -> None:
@@ -124,7 +124,8 @@ class Climb:
         name = name or f"{artifact.backend} {artifact.precision}"
         self.tell(f"rung: {name}", None)
         try:
-            engine = Engine(artifact.plan, output="decoded", threads=self.threads)
+            output = "detections" if artifact.form == "detections" else "decoded"
+            engine = Engine(artifact.plan, output=output, threads=self.threads)
         except BackendUnavailable as e:
             self.skip(name, f"{artifact.plan.name}: {e}")
             return
@@ -133,6 +134,9 @@ class Climb:
             precision = artifact.precision if artifact.precision == "fp16" else engine.precision
             tolerance = TOLERANCES["engine", precision]
             feeds = {t.name: x.astype(t.dtype) for t, x in zip(engine.inputs, self.feeds.values(), strict=True)}
+            if output == "detections":
+                self._plan_detections(name, tolerance, engine.infer(feeds), "; ".join(engine.notes))
+                return
 
             def work() -> tuple[Any, Any]:
                 found = engine.infer(feeds)
@@ -162,6 +166,26 @@ class Climb:
         for name, state in available_backends().items():
             if name not in seen:
                 self.skip(name, state.reason if not state.can_run else "no engine of it was given")
+
+    def _plan_detections(self, name: str, tolerance: Tolerance, got: Arrays, notes: str) -> None:
+        """Detections of a plan that holds the NMS: its thresholds are fixed, and must be those asked for."""
+        want = reference.detect(self.maps, self.spec, conf=self.asked, iou=self.iou)
+        if not want.num_dets.any():
+            reason = f"the plan gives detections only, and nothing scores above {self.asked:g}: give it an --input"
+            self.skip(name, reason)
+            return
+        overlap, slack = _SAME if tolerance.gate is None else _SIMILAR
+        rows = reference.OracleDetections(
+            got["num_dets"], got["det_boxes"].astype(np.float64), got["det_scores"].astype(np.float64),
+            got["det_classes"], want.dropped, want.anchors,
+        )  # fmt: skip
+        m = pair(rows, want, conf=self.asked, overlap=overlap, slack=slack)
+        stats: tuple[Stats, ...] = (stats_of("boxes", None, m.box_errors), stats_of("scores", None, m.score_errors))
+        share, problem = tolerance.detections or 1.0, ""
+        if m.found < share * m.wanted or m.extra > max(1, (1 - share) * m.wanted):
+            problem = f"{m.found} of {m.wanted} detections found again, {m.extra} others"
+        remark = f"the plan's own NMS, taken to be built with conf {self.asked:g} and IoU {self.iou:g}"
+        self._add(name, tolerance, stats, problem, (m.found, m.wanted), "; ".join(filter(None, [remark, notes])))
 
     def _detect(self, name: str, level: str) -> None:
         """Filtered detect against the oracle's on the same maps: the same set, in the same order."""

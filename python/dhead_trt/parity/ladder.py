@@ -146,7 +146,8 @@ class _Origin:
             if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
                 raise InputError("The batch is out of range", received=repr(batch), expected="at least 1")
             infos = tuple(replace(t, shape=(-1, *t.shape[1:])) for t in infos)
-        size = size or self.spec.image_size or (640, 640)
+        if not artifacts:  # an engine's profile says what it takes
+            size = size or self.spec.image_size or (640, 640)
         made = random_inputs(infos, batch=batch, size=size, spec=self.spec, seed=seed)
         return {t.name: a.astype(np.float32) for t, a in zip(own, made.values(), strict=True)}
 
