@@ -176,7 +176,7 @@ def test_sizes_of_features(tmp_path: Path) -> None:
 
 def test_weights_of_something_else_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"somebody's weights")
-    with pytest.raises(InputError, match="model.bin is there already"):
+    with pytest.raises(InputError, match=r"model\.bin is there already"):
         build(small.head(), "openvino", output=tmp_path / "model", image_size=small.SIZE)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"somebody's weights"]
 

@@ -153,6 +153,14 @@ def test_given_inputs_are_used_and_checked(graph: Path) -> None:
         run_ladder(graph, inputs=feeds)
 
 
+def test_the_size_of_random_input_is_one_that_the_engine_takes(tmp_path: Path) -> None:
+    head = YOLOv8DecoupledHead(num_classes=5, in_channels=(8, 12, 16)).eval()
+    engine = build(head, "openvino", output=tmp_path / "a.xml", image_size=(64, 96, 128))
+    found = run_ladder(head, engines=[engine.plan])
+    assert " p3 1x8x12x12" in found.inputs
+    assert [r.status for r in found.rungs if r.name == "openvino fp32"] == ["passed"]
+
+
 def test_an_engine_of_other_inputs_is_refused(graph: Path, tmp_path: Path) -> None:
     other = YOLOv8DecoupledHead(num_classes=5, in_channels=(8, 16), strides=(8, 16)).eval()
     engine = build(other, "openvino", output=tmp_path / "other.xml", image_size=SIZE)
