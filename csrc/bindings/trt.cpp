@@ -219,7 +219,7 @@ PYBIND11_MODULE(DHEAD_TRT_MODULE, m) {
     m.attr("HAS_KERNELS") = has_kernels();
     m.attr("STATIC_CUDART") = has_static_cudart();
 
-    py::class_<Library, std::shared_ptr<Library>>(m, "Library", "TensorRT, opened at run time.")
+    py::class_<Library, std::shared_ptr<Library>>(m, "Library", py::module_local(), "TensorRT, opened at run time.")
         .def(py::init([](const std::string& path, std::vector<std::string> package_dirs, bool rtx,
                          const std::string& cudart) {
                  const py::gil_scoped_release release;

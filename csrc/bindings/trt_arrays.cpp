@@ -196,7 +196,8 @@ py::array DeviceArray::numpy() const {
 }
 
 void DeviceArray::bind(py::module_& m) {
-    py::class_<DeviceArray>(m, "DeviceArray", "A result in device memory, kept until the last reference to it is gone.")
+    py::class_<DeviceArray>(m, "DeviceArray", py::module_local(),
+                            "A result in device memory, kept until the last reference to it is gone.")
         .def_property_readonly("shape", [](const DeviceArray& a) { return py::tuple(py::cast(a.array_.shape)); })
         .def_property_readonly("dtype", [](const DeviceArray& a) { return name(a.array_.type); })
         .def_property_readonly("ptr",

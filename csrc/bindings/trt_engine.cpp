@@ -166,7 +166,7 @@ class PyEngine {
 
 void bind_engine(py::module_& m) {
     DeviceArray::bind(m);
-    py::class_<PyEngine>(m, "Engine", "A plan, loaded and ready to run from several threads.")
+    py::class_<PyEngine>(m, "Engine", py::module_local(), "A plan, loaded and ready to run from several threads.")
         .def(py::init([](std::shared_ptr<Library> library, const py::object& plan, int device, int max_contexts,
                          bool cuda_graphs, bool host_code, std::vector<std::string> plugins,
                          const std::string& expected_version, std::vector<std::string> expected_compute,
