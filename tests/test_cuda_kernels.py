@@ -173,6 +173,41 @@ def test_decode_and_detect_take_device_arrays(gpu: Any) -> None:
     assert_same_bits(fetch(wanted), dhead_trt.detect(maps, case.spec, classes=[0, 2]))
 
 
+def test_parity_climbs_the_cuda_rungs(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ladder's rungs pass, and fail where the kernels give something else or raise."""
+    from dhead_trt.parity.climb import Climb
+
+    case = BY_NAME["odd_sizes"]
+
+    def climbed() -> list[tuple[str, str, str]]:
+        climb = Climb(case.spec, {}, case.maps(), conf=0.25, iou=0.7, threads=1, tell=lambda phase, done=None: None)
+        climb.cuda()
+        return [(r.name, r.status, r.reason) for r in climb.rungs]
+
+    rungs = climbed()
+    names = ["CUDA decode", "CUDA detect", "CUDA decode, fp16 maps", "TensorRT plugin"]
+    assert [r[0] for r in rungs] == names
+    assert [r[1] for r in rungs] == ["passed"] * 3 + ["skipped"]
+    other = case.maps(1)
+
+    def elsewhere(call: Any) -> Any:
+        return lambda maps, spec, **options: call(
+            put_all(gpu, {n: x.astype(maps["box_0"].__cuda_array_interface__["typestr"]) for n, x in other.items()}),
+            spec, **options,
+        )  # fmt: skip
+
+    monkeypatch.setattr(cuda, "decode_cuda", elsewhere(cuda.decode_cuda))
+    monkeypatch.setattr("dhead_trt.parity.gpu._library", lambda: ("x", lambda x: put(gpu, x), lambda x: x.to_host()))
+
+    def broken(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(cuda, "detect_cuda", broken)
+    rungs = climbed()
+    assert [r[1] for r in rungs] == ["failed"] * 3 + ["skipped"]
+    assert rungs[1][2] == "RuntimeError: an illegal memory access"
+
+
 class _Dlpack:
     """A numpy array in the clothes of a GPU's."""
 

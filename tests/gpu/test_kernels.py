@@ -20,6 +20,7 @@ from test_cuda_kernels import (  # noqa: F401 (collected from here)
     test_letterbox,
     test_letterbox_nv12,
     test_more_detections_than_shared_memory_keeps,
+    test_parity_climbs_the_cuda_rungs,
     test_random_cases_have_the_bits_of_the_cpu_code,
     test_thresholds_and_outputs_given,
 )

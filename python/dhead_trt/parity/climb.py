@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -96,26 +95,22 @@ class Climb:
                 lambda level=level: postprocess.decode(self.maps, self.spec, threads=self.threads, simd=level),  # type: ignore[misc]
             )
         for level in levels:
-            self._detect(f"C++ detect {level}", level)
-        with np.errstate(over="ignore"):
-            half = {n: x.astype(np.float16) for n, x in self.maps.items()}
-        name = f"C++ decode {levels[-1]}, fp16 maps"
-        self.tell(f"rung: {name}", None)
-        boxes, scores = postprocess.decode(half, self.spec, threads=self.threads)
-        stats, problem, _ = measure(boxes, scores, reference.decode(half, self.spec), self.spec, self.shapes, tolerance)
-        self._add(name, tolerance, stats, problem, None, "against the oracle on the same fp16 maps")
+            self.filtered(
+                f"C++ detect {level}",
+                lambda level=level, **options: postprocess.detect(
+                    self.maps, self.spec, threads=self.threads, simd=level, **options
+                ),
+            )
+        self.half(
+            f"C++ decode {levels[-1]}, fp16 maps",
+            lambda maps: postprocess.decode(maps, self.spec, threads=self.threads),
+        )
 
     def cuda(self) -> None:
-        """The CUDA kernels and the plugin: listed, with the reason why they don't run here."""
-        if importlib.util.find_spec("dhead_trt._cuda") is None:
-            reason = "the CUDA kernels are not compiled into this installation"
-        else:
-            from ..doctor import find_gpus
+        """The CUDA kernels, where there is a GPU; else they and the plugin are listed, with the reason."""
+        from .gpu import cuda_rungs
 
-            gpus, note = find_gpus()
-            reason = f"no GPU: {note}" if not gpus else "not part of this report yet; tests/gpu covers it"
-        self.skip("CUDA decode and detect", reason)
-        self.skip("TensorRT plugin", reason)
+        cuda_rungs(self)
 
     def engine(self, artifact: Artifact, name: str = "") -> None:
         """An engine, with our decode behind it."""
@@ -187,14 +182,22 @@ class Climb:
         remark = f"the plan's own NMS, taken to be built with conf {self.asked:g} and IoU {self.iou:g}"
         self._add(name, tolerance, stats, problem, (m.found, m.wanted), "; ".join(filter(None, [remark, notes])))
 
-    def _detect(self, name: str, level: str) -> None:
-        """Filtered detect against the oracle's on the same maps: the same set, in the same order."""
-        from .. import postprocess
+    def half(self, name: str, decode: Callable[[Arrays], tuple[Any, Any]]) -> None:
+        """Runs `decode` on float16 maps, and compares every anchor with the oracle's on the same ones."""
+        tolerance = TOLERANCES["decode", "fp32"]
+        with np.errstate(over="ignore"):
+            maps = {n: x.astype(np.float16) for n, x in self.maps.items()}
+        self.tell(f"rung: {name}", None)
+        boxes, scores = decode(maps)
+        stats, problem, _ = measure(boxes, scores, reference.decode(maps, self.spec), self.spec, self.shapes, tolerance)
+        self._add(name, tolerance, stats, problem, None, "against the oracle on the same fp16 maps")
 
+    def filtered(self, name: str, detect: Callable[..., Any]) -> None:
+        """Runs `detect(conf=, iou=)`, a DetectResult, against the oracle's on the same maps: the same set and order."""
         self.tell(f"rung: {name}", None)
         options = {"conf": self.conf, "iou": self.iou}
         want = reference.detect(self.maps, self.spec, **options)  # type: ignore[arg-type]
-        got = postprocess.detect(self.maps, self.spec, threads=self.threads, simd=level, **options)  # type: ignore[arg-type]
+        got = detect(**options)
         rows = reference.OracleDetections(
             got.num_dets, got.det_boxes.astype(np.float64), got.det_scores.astype(np.float64), got.det_classes,
             want.dropped, want.anchors,
