@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import load_script
 from dhead_trt.artifact import Artifact
 from dhead_trt.backends import get_backend, trt_library
 from dhead_trt.backends.trt_runner import device_index
@@ -21,9 +23,9 @@ from dhead_trt.engine import Engine
 from dhead_trt.errors import ArtifactError, BackendUnavailable, BuildError, DheadError, InputError
 from trt_standin import StandIn, header_dirs, header_major
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
-import small_models as small
+import small_models as small  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trt")]
 
@@ -210,6 +212,41 @@ def test_inner_tensors_as_outputs(standin: StandIn, model: bytes, tmp_path: Path
     graph, inputs = set_shapes(onnx.load_from_string(model), None, batch=1)
     request = BuildRequest(graph, inputs, "fp32", tmp_path, "e.plan", None, {"mark_outputs": [inner]}, lambda *_: None)
     assert inner in [t.name for t in backend.build(request).outputs]
+
+
+def test_the_script_builds_and_compares(
+    standin: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """scripts/build_engine.py --fp16 --backend tensorrt: the plan is there, and the parity report tells that the
+    stand-in does not compute the network."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(small.head().state_dict(), "head.pt")
+    (tmp_path / "trt_small_head.py").write_text("from small_models import head\n")
+    script = load_script("build_engine")
+    words = ["--fp16", "--backend", "tensorrt", "--model", "head.pt", "--head", "trt_small_head:head", "-q"]
+    words += ["--image-size", "64x96", "--no-verify", "--json", "made.json"]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert script.run_command(script.parser().parse_args(words)) == 1
+    artifact = Artifact.load(tmp_path / "out" / "head-fp16.plan")
+    assert (artifact.backend, artifact.precision, artifact.form) == ("tensorrt", "fp16", "raw")
+    rungs = {r["name"]: r for r in json.loads(Path("made.json").read_text())["parity"]["rungs"]}
+    assert rungs["tensorrt fp16"]["status"] == "failed"
+    assert "largest box error" in rungs["tensorrt fp16"]["reason"]
+    assert rungs["onnxruntime fp16"]["status"] == "passed"
+    assert "Failed:" in capsys.readouterr().out
+
+
+def test_layer_by_layer(standin: StandIn, model: bytes, tmp_path: Path) -> None:
+    """Every tensor becomes an output of a plan; what the stand-in gives for them is off from the first on."""
+    from dhead_trt.parity import compare_layers
+
+    artifact = made(model, tmp_path, precision="fp16", options={"optimization_level": 1})
+    report = compare_layers(model, engine=artifact.plan, budget=100_000)
+    assert (report.backend, report.precision) == ("tensorrt", "fp16")
+    assert report.builds > 1
+    assert report.first == report.layers[0]
+    assert {"box_0", "cls_0", "box_2"} < {x.tensor for x in report.layers}
+    assert not report.passed
 
 
 def test_an_engine_of_another_place_is_refused(standin: StandIn, model: bytes, tmp_path: Path) -> None:
