@@ -400,3 +400,24 @@ def test_plot_refuses(tmp_path: Path) -> None:
 def test_public_names() -> None:
     assert set(parity.__all__) <= set(dir(parity))
     assert set(BACKENDS) == {"tensorrt", "tensorrt_rtx", "openvino"}
+
+
+def test_a_plan_that_holds_the_nms() -> None:
+    """Its detections are compared, and nothing else can be; where there are none it is not counted as passed."""
+    from dhead_trt import postprocess
+    from dhead_trt.parity.climb import Climb
+
+    case, tolerance = BY_NAME["clustered"], parity.TOLERANCES["engine", "fp16"]
+    climb = Climb(case.spec, {}, case.maps(), conf=0.25, iou=0.7, threads=1, tell=lambda phase, done=None: None)
+    plan = postprocess.detect(climb.maps, case.spec, conf=0.25, iou=0.7)._asdict()
+    climb._plan_detections("same", tolerance, plan, "a note")
+    climb._plan_detections("fewer", tolerance, plan | {"num_dets": plan["num_dets"] // 2}, "")
+    climb._plan_detections("shifted", tolerance, plan | {"det_boxes": plan["det_boxes"] + 40}, "")
+    climb.asked = 1.0
+    climb._plan_detections("nothing", tolerance, plan, "")
+    assert [r.status for r in climb.rungs] == ["passed", "failed", "failed", "skipped"]
+    total = int(plan["num_dets"].sum())
+    assert climb.rungs[0].detections == (total, total)
+    assert climb.rungs[0].reason.endswith("conf 0.25 and IoU 0.7; a note")
+    assert "detections found again" in climb.rungs[1].reason
+    assert "nothing scores above 1" in climb.rungs[3].reason
