@@ -12,9 +12,12 @@ namespace {
 
 constexpr int kTile = 128;
 constexpr int kPack = 4;
+constexpr int kPackShift = 2;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kMaxChunk = 40;           // classes of one block
+constexpr int kMaxChunk = 40;  // classes of one block
+constexpr int kChunkLoads = kMaxChunk / kWarps;
+static_assert(kMaxChunk % kWarps == 0 && kPack == 1 << kPackShift, "");
 constexpr int kDivideShift = 19;        // see divide_by_chunk
 constexpr int kStageBytes = 36 * 1024;  // of box logits
 
@@ -34,9 +37,14 @@ __device__ int divide_by_chunk(int idx, uint32_t magic) {
     return static_cast<int>(static_cast<uint32_t>(idx) * magic >> kDivideShift);
 }
 
+// The row of an anchor's scores in shared memory, an odd number of floats each: the 32 anchors that a warp writes at a
+// time, every fourth where it has read packs of four (`wide`), lie in 32 banks.
+constexpr int kRowGroup = kTile / kPack + 1;
+__device__ int score_row(int a, bool wide) { return wide ? (a & (kPack - 1)) * kRowGroup + (a >> kPackShift) : a; }
+
 struct ScoreStorage {
     float objectness[kTile];
-    float tile[kTile * (kMaxChunk + 1)];
+    float tile[kPack * kRowGroup * (kMaxChunk + 1)];
 };
 
 template <class T>
@@ -46,7 +54,8 @@ __device__ void decode_scores(const DecodeArgs& args, const Tile& tile, int firs
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
     const int left = args.maps.num_classes - first_class;
     const int chunk = left < args.chunk ? left : args.chunk;
-    const int pitch = args.chunk | 1;  // odd: neighbouring anchors lie in different banks
+    const int pitch = args.chunk | 1;
+    const bool wide = level.wide;
     if (args.maps.objectness) {
         const T* obj = image_map<T>(level.obj, tile.image, 1, level.cells) + tile.first_cell;
         for (int a = static_cast<int>(threadIdx.x); a < tile.size; a += kThreads)
@@ -57,17 +66,25 @@ __device__ void decode_scores(const DecodeArgs& args, const Tile& tile, int firs
                    static_cast<int64_t>(first_class) * level.cells + tile.first_cell;
     const auto put = [&](int a, int c, float logit) {
         const float score = sigmoid(logit);
-        s.tile[a * pitch + c] = args.maps.objectness ? mul(score, s.objectness[a]) : score;
+        s.tile[score_row(a, wide) * pitch + c] = args.maps.objectness ? mul(score, s.objectness[a]) : score;
     };
-    if (level.wide) {
+    if (wide) {
         const int a = lane * kPack;
         if (a < tile.size) {
-#pragma unroll 5
-            for (int c = warp; c < chunk; c += kWarps) {
-                const auto pack =
-                    *reinterpret_cast<const Pack<T, kPack>*>(cls + static_cast<int64_t>(c) * level.cells + a);
+            Pack<T, kPack> in[kChunkLoads];  // all at once, before the first is waited for
 #pragma unroll
-                for (int k = 0; k < kPack; ++k) put(a + k, c, to_float(pack.v[k]));
+            for (int u = 0; u < kChunkLoads; ++u) {
+                const int c = warp + u * kWarps;
+                if (c < chunk)
+                    in[u] = *reinterpret_cast<const Pack<T, kPack>*>(cls + static_cast<int64_t>(c) * level.cells + a);
+            }
+#pragma unroll
+            for (int u = 0; u < kChunkLoads; ++u) {
+                const int c = warp + u * kWarps;
+                if (c < chunk) {
+#pragma unroll
+                    for (int k = 0; k < kPack; ++k) put(a + k, c, to_float(in[u].v[k]));
+                }
             }
         }
     } else {
@@ -83,7 +100,8 @@ __device__ void decode_scores(const DecodeArgs& args, const Tile& tile, int firs
                  first_class;
     for (int idx = static_cast<int>(threadIdx.x); idx < tile.size * args.chunk; idx += kThreads) {
         const int a = divide_by_chunk(idx, args.chunk_magic), c = idx - a * args.chunk;
-        if (c < chunk) out[static_cast<int64_t>(a) * args.maps.num_classes + c] = s.tile[a * pitch + c];
+        if (c < chunk)
+            out[static_cast<int64_t>(a) * args.maps.num_classes + c] = s.tile[score_row(a, wide) * pitch + c];
     }
 }
 
@@ -105,11 +123,25 @@ __device__ void decode_boxes(const DecodeArgs& args, const Tile& tile) {
         const int size = tile.size - start < sub ? tile.size - start : sub;
         const T* box = image_map<T>(level.box, tile.image, channels, level.cells) + tile.first_cell + start;
         if (level.wide) {
-            for (int idx = thread * kPack; idx < channels << shift; idx += kThreads * kPack) {
-                const int channel = idx >> shift, a = idx & (sub - 1);
-                if (a < size)
-                    *reinterpret_cast<Pack<T, kPack>*>(&s.stage[idx]) =
-                        *reinterpret_cast<const Pack<T, kPack>*>(box + static_cast<int64_t>(channel) * level.cells + a);
+            constexpr int kLoads = 16 / sizeof(T);
+            const int a = thread * kPack & (sub - 1), step = kThreads * kPack >> shift;
+            if (a < size) {
+                for (int first = thread * kPack >> shift; first < channels; first += kLoads * step) {
+                    Pack<T, kPack> in[kLoads];
+#pragma unroll
+                    for (int u = 0; u < kLoads; ++u) {
+                        const int channel = first + u * step;
+                        if (channel < channels)
+                            in[u] = *reinterpret_cast<const Pack<T, kPack>*>(
+                                box + static_cast<int64_t>(channel) * level.cells + a);
+                    }
+#pragma unroll
+                    for (int u = 0; u < kLoads; ++u) {
+                        const int channel = first + u * step;
+                        if (channel < channels)
+                            *reinterpret_cast<Pack<T, kPack>*>(&s.stage[(channel << shift) + a]) = in[u];
+                    }
+                }
             }
         } else {
             for (int idx = thread; idx < channels << shift; idx += kThreads) {
@@ -168,7 +200,8 @@ cudaError_t decode_cuda(const HeadParams& p, const DecodeOutputs& out, cudaStrea
     const int stage = (4 * p.bins * element) << args.sub_shift;
     const std::size_t box_bytes = 4 * kTile * sizeof(float) + static_cast<std::size_t>(stage);
     const std::size_t score_bytes =
-        (kTile + static_cast<std::size_t>(kTile) * static_cast<std::size_t>(args.chunk | 1)) * sizeof(float);
+        (kTile + static_cast<std::size_t>(kPack * kRowGroup) * static_cast<std::size_t>(args.chunk | 1)) *
+        sizeof(float);
     const dim3 grid(static_cast<unsigned>(args.maps.tiles * p.batch),
                     static_cast<unsigned>(1 + ceil_div(p.num_classes, args.chunk)));
     const std::size_t shared = box_bytes > score_bytes ? box_bytes : score_bytes;

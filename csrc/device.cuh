@@ -137,7 +137,8 @@ inline bool tile_maps(const HeadParams& p, int tile_size, int pack, TiledMaps& o
     return true;
 }
 
-// Host: one launch. (No <<<>>>, so that a host compiler reads these files too.)
+// Host: one launch. (No <<<>>>, so that a host compiler reads these files too.) The error is this launch's own, never
+// one that an earlier call left behind, and none is left for a later call to find.
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
                    A&&... args) {
@@ -147,7 +148,8 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shar
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
     const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<A&&>(args)...);
-    return error != cudaSuccess ? error : cudaGetLastError();
+    if (error != cudaSuccess) (void)cudaGetLastError();
+    return error;
 }
 
 }  // namespace dhead

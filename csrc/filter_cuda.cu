@@ -32,6 +32,8 @@ struct FilterStorage {
     int32_t list[kTile];      // passing anchors, ascending; -1 once the box is found not to be finite
     uint32_t passing[kPack];  // a bit per anchor
     int32_t num_keys;
+    float logit_threshold;
+    float score_threshold;
 };
 
 // The best class of each of this lane's kPack anchors over classes [begin, end). Where the tile is read in packs
@@ -70,12 +72,6 @@ struct Thresholds {
     float score;
 };
 
-__device__ Thresholds confidence_thresholds(const DetectArgs& args) {
-    if (args.thresholds == nullptr) return {args.logit_threshold, args.score_threshold};
-    const double conf = args.thresholds[0];
-    return {logit_threshold(conf), score_threshold(conf)};
-}
-
 template <class T, int kPack>
 __global__ void __launch_bounds__(kFilterWarps* kWarpSize) filter_kernel(const __grid_constant__ DetectArgs args) {
     using Storage = FilterStorage<kPack>;
@@ -88,6 +84,10 @@ __global__ void __launch_bounds__(kFilterWarps* kWarpSize) filter_kernel(const _
     const int warps = static_cast<int>(blockDim.y), threads = warps * kWarpSize, thread = warp * kWarpSize + lane;
     const T* cls = image_map<T>(level.cls, tile.image, maps.num_classes, level.cells) + tile.first_cell;
     const T* obj = maps.objectness ? image_map<T>(level.obj, tile.image, 1, level.cells) + tile.first_cell : nullptr;
+
+    // One thread works a dynamic threshold out: it is a logarithm in double precision, which most GPUs are slow at.
+    const bool dynamic = args.thresholds != nullptr && thread == 0;
+    const float conf = dynamic ? args.thresholds[0] : 0.F;
 
     // 1. The best class of each anchor: first over each warp's share of the classes, then over the warps.
     BestClass best[kPack];
@@ -106,9 +106,13 @@ __global__ void __launch_bounds__(kFilterWarps* kWarpSize) filter_kernel(const _
         s.best.logit[warp][a] = best[k].logit;
         s.best.index[warp][a] = best[k].index;
     }
-    if (thread == 0) s.num_keys = 0;
-    const Thresholds threshold = confidence_thresholds(args);
+    if (thread == 0) {
+        s.num_keys = 0;
+        s.logit_threshold = dynamic ? logit_threshold(conf) : args.logit_threshold;
+        s.score_threshold = dynamic ? score_threshold(conf) : args.score_threshold;
+    }
     __syncthreads();
+    const Thresholds threshold = {s.logit_threshold, s.score_threshold};
 
     // 2. Which anchors pass. With several labels and objectness a class of lower logit may round to the higher score,
     // so there every anchor with a score goes on and each of its classes is tested.

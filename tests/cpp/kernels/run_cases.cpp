@@ -255,10 +255,22 @@ void run_refusals() {
     EXPECT(refused(good, {}, 64));       // too little workspace
     EXPECT(refused(good, {}, 4096, 4));  // boxes not aligned
     EXPECT(dhead_shim::launches() == before);
+
+    // An error that an earlier call left behind is not this launch's, and not taken from whom it concerns.
+    dhead_shim_last_error = cudaErrorMemoryAllocation;
+    auto* spare = reinterpret_cast<float*>(memory + 2048);
+    EXPECT(dhead::decode_cuda(good, {spare, spare + 64}, nullptr) == cudaSuccess);
+    EXPECT(dhead_shim::launches() == before + 1);
+    EXPECT(cudaGetLastError() == cudaErrorMemoryAllocation);
+    // A launch that fails (the second dimension of the grid has a limit) leaves none behind.
+    dhead::HeadParams wide = good;
+    wide.num_classes = 5'000'000;
+    EXPECT(dhead::decode_cuda(wide, {spare, spare + 64}, nullptr) == cudaErrorInvalidConfiguration);
+    EXPECT(cudaGetLastError() == cudaSuccess);
     good.batch = 0;
     EXPECT(dhead::detect_cuda(good, {}, nullptr, {}, nullptr, 0, nullptr) == cudaSuccess);
     EXPECT(dhead::decode_cuda(good, {}, nullptr) == cudaSuccess);
-    EXPECT(dhead_shim::launches() == before);
+    EXPECT(dhead_shim::launches() == before + 1);
 }
 
 }  // namespace

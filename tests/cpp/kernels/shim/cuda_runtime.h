@@ -71,5 +71,6 @@ template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... args) {
     const bool ran = dhead_shim::run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes,
                                           [&] { kernel(static_cast<P>(args)...); });
+    if (!ran) dhead_shim_last_error = cudaErrorInvalidConfiguration;
     return ran ? cudaSuccess : cudaErrorInvalidConfiguration;
 }

@@ -26,7 +26,12 @@ struct cudaPointerAttributes {
     int device;
 };
 
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline thread_local cudaError_t dhead_shim_last_error = cudaSuccess;  // what a failed launch leaves behind
+inline cudaError_t cudaGetLastError() {
+    const cudaError_t error = dhead_shim_last_error;
+    dhead_shim_last_error = cudaSuccess;
+    return error;
+}
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDevice(int* device);
