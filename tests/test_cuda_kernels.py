@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -217,7 +218,8 @@ class _Dlpack:
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, 0
 
-    def __dlpack__(self) -> Any:
+    def __dlpack__(self, *, stream: int | None = -1) -> Any:
+        assert stream == 1, "the producer was not asked to order its work"
         return self.array.__dlpack__()
 
 
@@ -230,6 +232,29 @@ def test_dlpack(gpu: Any) -> None:
         assert_same_bits(found, dhead_trt.detect(typed, case.spec))
     with pytest.raises(InputError, match="C-contiguous"):
         cuda.detect_cuda({n: _Dlpack(x[..., ::-1].copy()[..., ::-1]) for n, x in maps.items()}, case.spec)
+
+
+def test_workspace_from_the_cache_of_the_maps_library(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy's part is played by a class that hands out the module's arrays and takes note of it."""
+    made: list[tuple[Any, Any]] = []
+
+    class Array:
+        def __init__(self, device: Any) -> None:
+            self.device, self.to_host = device, device.to_host
+            self.__cuda_array_interface__ = device.__cuda_array_interface__
+
+    def empty(shape: Any, dtype: str) -> Array:
+        made.append((shape, dtype))
+        return Array(gpu.DeviceArray(list(shape), dtype, 0))
+
+    context = SimpleNamespace(Device=lambda *_: nullcontext(), ExternalStream=lambda *_: nullcontext())
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(ndarray=Array, empty=empty, cuda=context))
+    case = next(c for c in CASES if c.name == "odd_sizes")
+    maps = case.maps()
+    found = fetch(cuda.detect_cuda({n: Array(put(gpu, x)) for n, x in maps.items()}, case.spec, **case.options))
+    assert_same_bits(found, dhead_trt.detect(maps, case.spec, **case.options))
+    need = cuda.workspace_bytes(case.spec, case.shapes, case.batch)
+    assert made[5:] == [((need,), "|u1")]  # after the five outputs
 
 
 def test_bad_arguments(gpu: Any) -> None:

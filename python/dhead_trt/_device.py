@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import BackendUnavailable, InputError
 
-__all__ = ["DeviceView", "availability", "cuda_module", "empty", "on_gpu", "stream_handle", "view"]
+__all__ = ["DeviceView", "availability", "cuda_module", "empty", "has_allocator", "on_gpu", "stream_handle", "view"]
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _DLPACK_TYPES = {0: "i", 1: "u", 2: "f", 6: "b"}
@@ -124,7 +124,9 @@ def view(array: Any, name: str, module: Any) -> DeviceView:
         device_type, _ = array.__dlpack_device__()
         if int(device_type) not in _DLPACK_CUDA:
             raise InputError(f"{name} is not in device memory", received=kind, expected="memory of a GPU")
-        capsule = array.__dlpack__()  # asks the producer to order its work before the legacy default stream
+        # The producer puts its work before the legacy default stream's, for which the caller waits (`producer`). Asked
+        # for by number: where there is none, torch orders nothing.
+        capsule = array.__dlpack__(stream=1)
         address, shape, steps, code, bits, lanes, _, device = module.read_dlpack(capsule)
         if code not in _DLPACK_TYPES or lanes != 1:
             raise InputError(f"{name} has an unknown type", received=f"DLPack type {code}, {bits} bits")
@@ -176,6 +178,14 @@ def stream_handle(stream: Any, example: Any = None) -> int:
         "The stream is not of a known kind",
         received=type(stream).__name__,
         expected="an integer, or a stream of torch, CuPy or PyCUDA",
+    )
+
+
+def has_allocator(example: Any) -> bool:
+    """Whether `empty` takes memory from a library's own cache, which is quick and in the stream's order."""
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    return (torch is not None and isinstance(example, torch.Tensor)) or (
+        cupy is not None and isinstance(example, cupy.ndarray)
     )
 
 

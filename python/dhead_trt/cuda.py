@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._device import DeviceView, availability, cuda_module, empty, stream_handle, view
+from ._device import DeviceView, availability, cuda_module, empty, has_allocator, stream_handle, view
 from .errors import InputError
 from .letterbox import Letterbox
 from .spec import HeadSpec
@@ -118,7 +118,7 @@ def detect_cuda(
         thresholds: float32 [2] device array (conf, iou), read when the kernels run, in place of `conf` and `iou`.
         out: five device arrays to write to, as `DeviceDetections` names them.
         workspace: a device array of at least `workspace_bytes(...)` bytes, for capturing into a CUDA graph; by default
-            taken from the stream's memory pool.
+            taken from torch's or CuPy's cache where the maps are theirs, else from the stream's memory pool.
 
     Raises:
         BackendUnavailable: no GPU, or built without CUDA.
@@ -134,6 +134,10 @@ def detect_cuda(
     }  # fmt: skip
     arrays, addresses = _outputs(call, out, shapes)
     mask = None if classes is None else _class_mask(tuple(sorted(set(classes))), spec.num_classes, call.device)
+    if workspace is None and b and has_allocator(call.example):
+        # From the library's cache: CUDA's own pool gives its memory back at every synchronization.
+        need = _need(call, spec, max_candidates, max_det, multi_label)
+        workspace = empty((need,), "|u1", call.device, call.stream, call.example, call.module) if need else None
     extra = {
         n: _checked(call, a, n) for n, a in (("thresholds", thresholds), ("workspace", workspace)) if a is not None
     }
