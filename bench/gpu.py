@@ -6,7 +6,7 @@
 Ours is captured into a CUDA graph of one call and replayed; the time is that of a replay on a GPU that is kept busy:
 the median of rounds of 100 replays between two CUDA events, queued behind a wait so that the host is never slower.
 The memory's speed is that of a device-to-device copy in the same run, counting bytes read and written. PyTorch's side
-is the usual dense decode under torch.compile, and NMS by torchvision where it is installed.
+is the usual dense decode under torch.compile, and torchvision's NMS, or where that is not installed one of matrices.
 """
 
 from __future__ import annotations
@@ -88,6 +88,25 @@ def torch_decoder(torch: Any) -> Callable[..., tuple[Any, Any]]:
     return decode
 
 
+def matrix_nms(torch: Any, boxes: Any, scores: Any, classes: Any, iou: float) -> Any:
+    """Greedy NMS of each class without torchvision: the kept indices, by falling score."""
+    order = scores.argsort(descending=True, stable=True)
+    b, c = boxes[order], classes[order]
+    overlap = (torch.minimum(b[:, None, 2:], b[None, :, 2:]) - torch.maximum(b[:, None, :2], b[None, :, :2])).clamp(
+        min=0
+    )
+    inter = overlap.prod(2)
+    area = (b[:, 2:] - b[:, :2]).clamp(min=0).prod(1)
+    hits = (inter > iou * (area[:, None] + area[None, :] - inter)) & (c[:, None] == c[None, :])
+    hits = hits.triu(1)
+    keep = torch.ones_like(c, dtype=torch.bool)
+    while True:  # what is kept decides what is suppressed, until nothing changes
+        now = ~(hits & keep[:, None]).any(0)
+        if torch.equal(now, keep):
+            return order[keep]
+        keep = now
+
+
 def torch_detect(decode: Any, nms: Any, maps: dict[str, Any], centres: Any, strides: Any) -> list[Any]:
     """Dense decode, threshold, NMS of each image: the kept anchors."""
     boxes, scores = decode(maps, centres, strides)
@@ -104,6 +123,31 @@ def grid(torch: Any, device: str) -> tuple[Any, Any]:
     cells = [(np.indices(s)[::-1].reshape(2, -1).T + 0.5) * st for s, st in zip(SHAPES, SPEC.strides, strict=True)]
     steps = [torch.full((h * w, 1), float(s)) for (h, w), s in zip(SHAPES, SPEC.strides, strict=True)]
     return torch.tensor(np.concatenate(cells), dtype=torch.float32, device=device), torch.cat(steps).to(device)
+
+
+def bench_torch(torch: Any, maps: dict[str, Any], boxes: Any, decode: Callable[[], None]) -> dict[str, Any]:
+    """PyTorch's times on the same maps, and how far its boxes are from ours; without them where it cannot compile."""
+    centres, strides = grid(torch, "cuda")
+    dense = torch.compile(torch_decoder(torch), fullgraph=True, dynamic=False)
+    try:
+        got = dense(maps, centres, strides)
+    except Exception as e:  # no Triton, no C compiler: ours still counts
+        reason = f"torch.compile does not work here: {type(e).__name__}: {e}".splitlines()[0]
+        return {"torch_compile_decode_us": None, "torch_compile_detect_us": None, "note": reason}
+    decode()
+    torch.cuda.synchronize()
+    result = {"box_difference_from_torch": (got[0] - boxes).abs().max().item()}
+    try:
+        from torchvision.ops import batched_nms
+    except ImportError:
+        batched_nms, result["torch_nms"] = functools.partial(matrix_nms, torch), "matrices"
+    else:
+        result["torch_nms"] = "torchvision"
+    result["torch_compile_decode_us"] = timed(torch, lambda: dense(maps, centres, strides), 20, 10)
+    result["torch_compile_detect_us"] = timed(
+        torch, lambda: torch_detect(dense, batched_nms, maps, centres, strides), 5, 10
+    )
+    return result
 
 
 def bench_batch(torch: Any, batch: int, dtype: Any, bandwidth: float) -> dict[str, Any]:
@@ -141,24 +185,10 @@ def bench_batch(torch: Any, batch: int, dtype: Any, bandwidth: float) -> dict[st
         speed = result[f"{name}_bytes"] / (result[f"{name}_us"] * 1e-6)
         result[f"{name}_share_of_copy_bandwidth"] = speed / bandwidth
 
-    centres, strides = grid(torch, "cuda")
-    dense = torch.compile(torch_decoder(torch), fullgraph=True, dynamic=False)
-    result["torch_compile_decode_us"] = timed(torch, lambda: dense(maps, centres, strides), 20, 10)
-    got = dense(maps, centres, strides)
-    decode()
-    torch.cuda.synchronize()
-    result["box_difference_from_torch"] = (got[0] - boxes).abs().max().item()
-    try:
-        from torchvision.ops import batched_nms
-    except ImportError:
-        result["torch_compile_detect_us"] = None
-        result["note"] = "torchvision is not installed: PyTorch's NMS was not timed"
-    else:
-        result["torch_compile_detect_us"] = timed(
-            torch, lambda: torch_detect(dense, batched_nms, maps, centres, strides), 5, 10
-        )
-        result["times_torch_detect"] = result["torch_compile_detect_us"] / result["detect_us"]
-    result["times_torch_decode"] = result["torch_compile_decode_us"] / result["decode_us"]
+    result.update(bench_torch(torch, maps, boxes, decode))
+    for name in ("detect", "decode"):
+        theirs = result[f"torch_compile_{name}_us"]
+        result[f"times_torch_{name}"] = None if theirs is None else theirs / result[f"{name}_us"]
     return result
 
 
@@ -196,21 +226,26 @@ def main() -> int:
     print(f"{record['gpu']}, copy {bandwidth / 1e9:.0f} GB/s, letterbox 8 x 1080p: {letterbox_us:.1f} us")
     print("batch     type    detect  of copy     torch    decode  of copy     torch   (us)")
     for r in rows:
-        whole = "-" if r["torch_compile_detect_us"] is None else f"{r['torch_compile_detect_us']:.0f}"
+        whole, dense = (
+            "-" if r[f"torch_compile_{n}_us"] is None else f"{r[f'torch_compile_{n}_us']:.0f}"
+            for n in ("detect", "decode")
+        )
         print(
             f"{r['batch']:5d} {r['dtype']:>8} {r['detect_us']:9.2f} {r['detect_share_of_copy_bandwidth']:8.1%} "
             f"{whole:>9} {r['decode_us']:9.2f} {r['decode_share_of_copy_bandwidth']:8.1%} "
-            f"{r['torch_compile_decode_us']:9.0f}"
+            f"{dense:>9}"
         )
-    first = rows[0]
+    first, ratio = rows[0], rows[0]["times_torch_detect"]
     targets = {
         "batch-1 detect, float16, graph replay: at most 12 us": first["detect_us"] <= 12,
-        "batch-1 detect: at least 10 x torch.compile": (first.get("times_torch_detect") or 0) >= 10,
+        "batch-1 detect: at least 10 x torch.compile": None if ratio is None else ratio >= 10,
         "batch-64 detect: at least 60 % of the copy bandwidth": rows[4]["detect_share_of_copy_bandwidth"] >= 0.6,
         "batch-64 decode: at least 70 % of the copy bandwidth": rows[4]["decode_share_of_copy_bandwidth"] >= 0.7,
     }
     for what, reached in targets.items():
-        print(f"{'reached' if reached else 'NOT reached'}: {what}")
+        print(f"{'NOT measured' if reached is None else 'reached' if reached else 'NOT reached'}: {what}")
+    for note in sorted({r["note"] for r in rows if "note" in r}):
+        print(note)
     if args.json:
         write_json(args.json, {**record, "targets": targets})
     return 0

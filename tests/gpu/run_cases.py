@@ -49,6 +49,7 @@ def main(most: int) -> int:
     images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((37, 53), (1, 9), (120, 60))]
     out = cuda.letterbox_cuda([put(module, x) for x in images], (61, 67))[0].to_host()
     wrong += sum(not np.array_equal(g, letterbox(x, (61, 67))[0]) for g, x in zip(out, images, strict=True))
+    cuda._class_mask.cache_clear()  # what it holds is no leak
     print(f"{ran} cases, {wrong} wrong")
     return wrong
 
