@@ -12,7 +12,7 @@ import pytest
 from trt_standin import build, header_dirs, header_major, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trt")]
-TESTS = 34
+TESTS = 38
 
 
 def _majors() -> list[int]:

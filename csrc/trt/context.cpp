@@ -15,21 +15,38 @@ int ContextPool::size() const {
     return total_;
 }
 
-std::unique_ptr<Context> ContextPool::take(CudaStream stream, bool any_stream) {
+// The idle context with the least to set up or to wait for, of several the one returned last; -1: none will do.
+int ContextPool::best(const Wanted& wanted) const {
+    int best = -1, most = -1;
+    for (std::size_t i = idle_.size(); i-- > 0;) {
+        const Context& c = *idle_[i];
+        const bool same_plan = c.plan.get() == wanted.plan, same_stream = c.last_stream == wanted.stream;
+        if (wanted.capturing && !(same_plan && c.settled && (!c.pending || same_stream))) continue;
+        const int score = (wanted.graphs && (same_plan || c.captured.empty()) ? 4 : 0) +
+                          (!wanted.any_stream && same_stream ? 2 : 0) + (same_plan ? 1 : 0) +
+                          (wanted.graphs && same_plan ? 2 : 0);
+        if (score > most) {
+            best = static_cast<int>(i);
+            most = score;
+        }
+    }
+    return best;
+}
+
+std::unique_ptr<Context> ContextPool::take(const Wanted& wanted) {
     std::unique_lock<std::mutex> lock(mutex_);
-    for (;;) {
-        if (!idle_.empty()) {
-            // Best the one last used on this stream (nothing to wait for); else the one returned last, still warm.
-            std::size_t best = idle_.size() - 1;
-            for (std::size_t i = idle_.size(); i-- > 0 && !any_stream;) {
-                if (idle_[i]->last_stream == stream) {
-                    best = i;
-                    break;
-                }
-            }
-            auto context = std::move(idle_[best]);
-            idle_.erase(idle_.begin() + static_cast<std::ptrdiff_t>(best));
+    for (bool cramped = false;;) {
+        const int i = best(wanted);
+        const bool spoils = i >= 0 && wanted.graphs && !idle_[static_cast<std::size_t>(i)]->captured.empty() &&
+                            idle_[static_cast<std::size_t>(i)]->plan.get() != wanted.plan;
+        if (i >= 0 && (!spoils || cramped || total_ >= max_contexts_)) {
+            auto context = std::move(idle_[static_cast<std::size_t>(i)]);
+            idle_.erase(idle_.begin() + i);
             return context;
+        }
+        if (wanted.capturing) {
+            throw Error(ErrorKind::kInput, "No context is ready for a call that is captured in a CUDA graph", "",
+                        "a call with these shapes on this stream before the capture");
         }
         if (total_ < max_contexts_) {
             ++total_;
@@ -42,6 +59,7 @@ std::unique_ptr<Context> ContextPool::take(CudaStream stream, bool any_stream) {
                 returned_.notify_one();
                 // Memory for one more context may be lacking while others work: then wait for one of them.
                 if (total_ == 0) throw;
+                cramped = true;
                 if (idle_.empty()) returned_.wait(lock, [this] { return !idle_.empty() || total_ == 0; });
                 continue;
             }
@@ -63,7 +81,7 @@ void ContextPool::give(std::unique_ptr<Context> context, Fate fate) noexcept {
             idle_.push_back(std::move(context));  // reserved in make()
         } else {
             --total_;
-            if (fate == Fate::kKeep) kept_.push_back(std::move(context));
+            if (fate == Fate::kKeep) kept_.push_back(std::move(context));  // reserved in make()
         }
     }
     returned_.notify_one();
@@ -71,7 +89,10 @@ void ContextPool::give(std::unique_ptr<Context> context, Fate fate) noexcept {
 
 std::unique_ptr<Context> ContextPool::make() {
     auto context = std::make_unique<Context>();
-    context->context.reset(engine_.createExecutionContext());
+    {
+        const std::lock_guard<std::mutex> one_at_a_time(making_);
+        context->context.reset(engine_.createExecutionContext());
+    }
     if (!context->context) {
         throw Error(ErrorKind::kRuntime, "TensorRT could not create an execution context", "",
                     "enough device memory for its workspace",
@@ -84,6 +105,7 @@ std::unique_ptr<Context> ContextPool::make() {
     context->staging.resize(num_tensors_);
     const std::lock_guard<std::mutex> lock(mutex_);
     idle_.reserve(static_cast<std::size_t>(max_contexts_));
+    kept_.reserve(kept_.size() + static_cast<std::size_t>(max_contexts_));
     return context;
 }
 

@@ -4,7 +4,6 @@
 #include <NvInfer.h>
 
 #include <condition_variable>
-#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -23,9 +22,8 @@ struct ShapePlan {
     std::vector<std::size_t> output_bytes;
 };
 
-// A captured call: the same shapes and addresses again can be replayed.
+// A captured call: the same addresses again, with the context's shapes, can be replayed.
 struct CapturedCall {
-    std::shared_ptr<const ShapePlan> plan;
     std::vector<void*> addresses;
     int seen = 0;  // the first call runs plainly, the second is captured
     bool unfit = false;
@@ -41,10 +39,21 @@ struct Context {
     CudaStream last_stream = nullptr;
     int profile = -1;
     std::shared_ptr<const ShapePlan> plan;  // shapes that are set
+    bool settled = false;                   // has run with these shapes: only then may a call be captured
     std::vector<void*> addresses;           // of all tensors, inputs first
     std::vector<Staging> staging;
+    // All of the shapes that are set: TensorRT leaves it undefined what a graph does whose context has changed.
     std::vector<CapturedCall> captured;
-    uint64_t calls = 0;
+    std::vector<std::shared_ptr<void>> held;  // outputs that a graph of the caller's writes
+};
+
+// What a call looks for in a context.
+struct Wanted {
+    CudaStream stream = nullptr;
+    bool any_stream = true;  // it runs on the context's own stream
+    const ShapePlan* plan = nullptr;
+    bool graphs = false;     // contexts whose graphs are of other shapes are the last choice
+    bool capturing = false;  // the caller captures `stream`: nothing may be set up, allocated or waited for
 };
 
 class ContextPool {
@@ -59,8 +68,7 @@ class ContextPool {
     // call failed half-way and its state is not known.
     class Lease {
       public:
-        Lease(ContextPool& pool, CudaStream stream, bool any_stream)
-            : pool_(pool), context_(pool.take(stream, any_stream)) {}
+        Lease(ContextPool& pool, const Wanted& wanted) : pool_(pool), context_(pool.take(wanted)) {}
         ~Lease() { pool_.give(std::move(context_), fate_); }
         Lease(const Lease&) = delete;
         Lease& operator=(const Lease&) = delete;
@@ -79,7 +87,8 @@ class ContextPool {
     int size() const;
 
   private:
-    std::unique_ptr<Context> take(CudaStream stream, bool any_stream);
+    std::unique_ptr<Context> take(const Wanted& wanted);
+    int best(const Wanted& wanted) const;
     void give(std::unique_ptr<Context> context, Fate fate) noexcept;
     std::unique_ptr<Context> make();
 
@@ -88,6 +97,7 @@ class ContextPool {
     const std::size_t num_tensors_;
     const int max_contexts_;
     mutable std::mutex mutex_;
+    std::mutex making_;  // TensorRT promises nothing for contexts created at the same time
     std::condition_variable returned_;
     std::vector<std::unique_ptr<Context>> idle_, kept_;
     int total_ = 0;

@@ -1,36 +1,17 @@
+// An engine's life: from a plan to tensors, profiles and contexts, and what it tells of itself. infer.cpp runs it.
 #include "engine.h"
 
 #include <NvInfer.h>
 
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <cstring>
-#include <map>
-#include <shared_mutex>
-#include <utility>
-
 #include "builder.h"
-#include "context.h"
-#include "convert.h"
-#include "cuda_api.h"
-#include "logger.h"
-#include "memory.h"
+#include "engine_impl.h"
 #include "plan_header.h"
 #include "versions.h"
 
 namespace dhead::trt {
 namespace {
 
-constexpr std::size_t kAlignment = 256;      // of every address that TensorRT is given
-constexpr std::size_t kMaxCaptured = 16;     // graphs per context; the oldest entry goes first
 constexpr std::size_t kMaxShapePlans = 512;  // remembered sets of shapes
-
-bool aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % kAlignment == 0; }
-
-std::size_t bytes_of(const TensorInfo& info, const Shape& shape) {
-    return num_elements(shape) * element_size(info.type);
-}
 
 std::string describe(const TensorInfo& t) {
     std::string text = std::string(name(t.type)) + " " + to_string(t.shape);
@@ -50,48 +31,6 @@ class LayerTimes final : public nvinfer1::IProfiler {
 };
 
 }  // namespace
-
-struct Engine::Impl {
-    // Order matters: what is declared later is destroyed first, and needs what is declared earlier.
-    std::shared_ptr<Library> library;
-    EngineOptions options;
-    Logger logger;
-    const CudaApi& cuda;
-    std::shared_ptr<DevicePool> memory;
-    std::unique_ptr<nvinfer1::IRuntime> runtime;
-    std::unique_ptr<nvinfer1::ICudaEngine> engine;
-    std::vector<TensorInfo> inputs, outputs;
-    std::unique_ptr<ContextPool> contexts;
-
-    mutable std::shared_mutex plans_mutex;
-    std::map<std::vector<Shape>, std::shared_ptr<const ShapePlan>> plans;
-    std::atomic<std::size_t> calls{0}, graph_launches{0}, graph_failures{0}, graphs{0};
-
-    Impl(std::shared_ptr<Library> lib, EngineOptions o)
-        : library(std::move(lib)), options(std::move(o)), logger(options.log), cuda(library->cuda()) {}
-    ~Impl() {
-        try {
-            const DeviceGuard guard(cuda, options.device);
-            contexts.reset();
-            engine.reset();
-            runtime.reset();
-            if (memory) memory->trim();
-        } catch (...) {  // the driver is going down; the members' own destructors do what can be done
-        }
-    }
-
-    const TensorInfo& tensor(std::size_t i) const { return i < inputs.size() ? inputs[i] : outputs[i - inputs.size()]; }
-    void read_tensors();
-    int choose_profile(const std::vector<Shape>& shapes) const;
-    std::shared_ptr<const ShapePlan> plan_for(const std::vector<Shape>& shapes);
-    void set_shapes(Context& c, const std::shared_ptr<const ShapePlan>& plan, CudaStream stream);
-    [[noreturn]] void fail(const char* what) {
-        throw Error(ErrorKind::kRuntime, std::string("TensorRT failed while ") + what, logger.take_errors());
-    }
-    void check_array(const Array& array, const TensorInfo& info, const Shape& shape) const;
-    void enqueue(Context& c, CudaStream stream);
-    bool capture(Context& c, CapturedCall& call);
-};
 
 void Engine::Impl::read_tensors() {
     const int profiles = engine->getNbOptimizationProfiles();
@@ -143,7 +82,7 @@ int Engine::Impl::choose_profile(const std::vector<Shape>& shapes) const {
     return best;
 }
 
-std::shared_ptr<const ShapePlan> Engine::Impl::plan_for(const std::vector<Shape>& shapes) {
+std::shared_ptr<const ShapePlan> Engine::Impl::plan_for(const std::vector<Shape>& shapes, bool capturing) {
     {
         const std::shared_lock<std::shared_mutex> lock(plans_mutex);
         if (const auto it = plans.find(shapes); it != plans.end()) return it->second;
@@ -163,6 +102,10 @@ std::shared_ptr<const ShapePlan> Engine::Impl::plan_for(const std::vector<Shape>
                         describe(inputs[i]));
         }
     }
+    if (capturing) {
+        throw Error(ErrorKind::kInput, "These shapes have not run yet, and the call is captured in a CUDA graph", "",
+                    "a call with these shapes on this stream before the capture");
+    }
     auto plan = std::make_shared<ShapePlan>();
     plan->inputs = shapes;
     plan->profile = choose_profile(shapes);
@@ -175,9 +118,14 @@ std::shared_ptr<const ShapePlan> Engine::Impl::plan_for(const std::vector<Shape>
         throw Error(ErrorKind::kInput, "No optimisation profile of the engine holds these shapes", received, expected,
                     "Build the engine again with a profile that does");
     }
-    ContextPool::Lease c(*contexts, nullptr, true);
+    ContextPool::Lease c(*contexts, {nullptr, true, nullptr, options.cuda_graphs, false});
     try {
+        // Choosing a profile may queue copies: behind the context's last call, and ended before the next one, which may
+        // be on any stream.
+        if (c->pending) cuda.check(cuda.EventSynchronize(c->done.get()), "waiting for the last call");
+        c->pending = false;
         set_shapes(*c, plan, c->stream.get());
+        cuda.check(cuda.StreamSynchronize(c->stream.get()), "choosing the optimisation profile");
         for (const auto& out : outputs) {
             const Shape shape = shape_of(c->context->getTensorShape(out.name.c_str()));
             if (is_dynamic(shape)) {
@@ -199,6 +147,8 @@ std::shared_ptr<const ShapePlan> Engine::Impl::plan_for(const std::vector<Shape>
 void Engine::Impl::set_shapes(Context& c, const std::shared_ptr<const ShapePlan>& plan, CudaStream stream) {
     if (c.plan == plan) return;
     c.plan.reset();
+    c.settled = false;
+    forget_graphs(c);
     if (c.profile != plan->profile) {
         if (!c.context->setOptimizationProfileAsync(plan->profile, static_cast<cudaStream_t>(stream))) {
             fail("choosing the optimisation profile");
@@ -212,54 +162,9 @@ void Engine::Impl::set_shapes(Context& c, const std::shared_ptr<const ShapePlan>
     c.plan = plan;
 }
 
-void Engine::Impl::check_array(const Array& array, const TensorInfo& info, const Shape& shape) const {
-    const std::string what = (info.is_input ? "Input '" : "Output '") + info.name + "'";
-    if (array.type != info.type) {
-        throw Error(ErrorKind::kInput, what + " has the wrong dtype", name(array.type), name(info.type));
-    }
-    if (!info.is_input && array.shape != shape) {
-        throw Error(ErrorKind::kInput, what + " has the wrong shape", to_string(array.shape), to_string(shape));
-    }
-    if (!array.data) throw Error(ErrorKind::kInput, what + " has no data", "a null pointer", "an array");
-    if (!array.on_device) return;
-    CudaPointerAttributes attributes{};
-    const int status = cuda.PointerGetAttributes(&attributes, array.data);
-    if (status != 0) cuda.GetLastError();
-    if (status != 0 || (attributes.type != kCudaMemoryDevice && attributes.type != kCudaMemoryManaged)) {
-        throw Error(ErrorKind::kInput, what + " is not in device memory",
-                    attributes.type == kCudaMemoryHost ? "host memory" : "an address CUDA does not know",
-                    "a device array that has not been freed");
-    }
-    if (attributes.type == kCudaMemoryDevice && attributes.device != options.device) {
-        throw Error(ErrorKind::kInput, what + " is on another device", "device " + std::to_string(attributes.device),
-                    "device " + std::to_string(options.device), "Copy it to the engine's device");
-    }
-}
-
 void Engine::Impl::enqueue(Context& c, CudaStream stream) {
     if (!c.context->enqueueV3(static_cast<cudaStream_t>(stream))) fail("running the engine");
-}
-
-// Records the call as a graph. False where that does not work for this plan: it then runs plainly.
-bool Engine::Impl::capture(Context& c, CapturedCall& call) {
-    CudaStream stream = c.stream.get();
-    if (cuda.StreamBeginCapture(stream, kCudaCaptureThreadLocal) != 0) {
-        cuda.GetLastError();
-        return false;
-    }
-    const bool queued = c.context->enqueueV3(static_cast<cudaStream_t>(stream));
-    void* graph = nullptr;
-    const int ended = cuda.StreamEndCapture(stream, &graph);
-    const GraphHandle owner(&cuda, graph);
-    void* exec = nullptr;
-    if (!queued || ended != 0 || !graph || cuda.GraphInstantiateWithFlags(&exec, graph, 0) != 0) {
-        cuda.GetLastError();
-        logger.take_errors();
-        return false;
-    }
-    call.graph = GraphExecHandle(&cuda, exec);
-    ++graphs;
-    return true;
+    c.settled = true;
 }
 
 Engine::Engine(std::shared_ptr<Library> library, const void* plan, std::size_t size, EngineOptions options)
@@ -344,175 +249,11 @@ void Engine::copy_to_device(void* to, const void* from, std::size_t bytes, void*
     impl_->cuda.check(impl_->cuda.StreamSynchronize(stream), "waiting for a copy");
 }
 
-void Engine::infer(const std::vector<Array>& inputs, std::vector<Array>& outputs, const InferOptions& options) const {
-    Impl& s = *impl_;
-    const CudaApi& cuda = s.cuda;
-    const DeviceGuard guard(cuda, s.options.device);
-    const std::size_t ni = s.inputs.size(), no = s.outputs.size();
-    if (inputs.size() != ni || outputs.size() != no) {
-        throw Error(ErrorKind::kInput, "Wrong number of arrays",
-                    std::to_string(inputs.size()) + " inputs, " + std::to_string(outputs.size()) + " outputs",
-                    std::to_string(ni) + " inputs, " + std::to_string(no) + " outputs");
-    }
-    std::vector<Shape> shapes;
-    shapes.reserve(ni);
-    bool device_arrays = false, host_inputs = false, host_outputs = false;
-    for (const auto& a : inputs) {
-        shapes.push_back(a.shape);
-        (a.on_device ? device_arrays : host_inputs) = true;
-    }
-    const std::shared_ptr<const ShapePlan> plan = s.plan_for(shapes);
-    for (std::size_t i = 0; i < ni; ++i) s.check_array(inputs[i], s.inputs[i], shapes[i]);
-    for (std::size_t i = 0; i < no; ++i) {
-        device_arrays = device_arrays || !outputs[i].data || outputs[i].on_device;
-        if (!outputs[i].data) continue;
-        s.check_array(outputs[i], s.outputs[i], plan->outputs[i]);
-        host_outputs = host_outputs || !outputs[i].on_device;
-    }
-
-    ContextPool::Lease c(*s.contexts, options.stream, !options.has_stream);
-    CudaStream stream = options.has_stream ? options.stream : c->stream.get();
-    int capturing = kCudaCaptureNone;
-    try {
-        if (options.has_stream) {
-            if (stream != c->last_stream) {
-                const int status = cuda.EventRecord(c->entry.get(), stream);
-                if (status == kCudaInvalidHandle) {
-                    cuda.GetLastError();
-                    throw Error(ErrorKind::kInput, "The stream cannot be used by this engine",
-                                "a stream of another device", "a stream of device " + std::to_string(s.options.device));
-                }
-                cuda.check(status, "looking at the stream");
-            }
-            cuda.check(cuda.StreamIsCapturing(stream, &capturing), "looking at the stream");
-            if (capturing != kCudaCaptureNone && (host_outputs || host_inputs)) {
-                throw Error(ErrorKind::kInput, "Host arrays cannot be part of a graph that is being captured", "",
-                            "device arrays");
-            }
-        }
-        // Order this call behind the context's last one, and, on a stream of our own, behind the default stream, where
-        // the arrays came from unless the caller said otherwise.
-        if (c->pending && c->last_stream != stream) {
-            cuda.check(cuda.StreamWaitEvent(stream, c->done.get(), 0), "ordering behind the last call");
-        }
-        const auto wait_for = [&](CudaStream other) {
-            cuda.check(cuda.EventRecord(c->entry.get(), other), "ordering behind another stream");
-            cuda.check(cuda.StreamWaitEvent(stream, c->entry.get(), 0), "ordering behind another stream");
-        };
-        if (!options.has_stream && device_arrays) wait_for(nullptr);
-        for (void* other : options.wait_for) {
-            if (other != stream) wait_for(other);
-        }
-        s.set_shapes(*c, plan, stream);
-
-        // Addresses: the caller's where TensorRT can take them, staging memory otherwise.
-        bool staged_host = false;
-        const auto address = [&](const Array& array, std::size_t i, std::size_t bytes) -> void* {
-            if (array.on_device && aligned(array.data)) return array.data;
-            if (c->pending && !staged_host) {  // the last call may still be reading or writing this staging memory
-                cuda.check(cuda.EventSynchronize(c->done.get()), "waiting for the last call");
-                staged_host = true;
-            }
-            c->staging[i].reserve(cuda, bytes, !array.on_device);
-            return c->staging[i].device();
-        };
-        const auto bind = [&](std::size_t i, void* data) {
-            if (c->addresses[i] == data) return;
-            c->addresses[i] = nullptr;
-            if (!c->context->setTensorAddress(s.tensor(i).name.c_str(), data)) s.fail("setting an address");
-            c->addresses[i] = data;
-        };
-        for (std::size_t i = 0; i < ni; ++i) {
-            const std::size_t bytes = bytes_of(s.inputs[i], shapes[i]);
-            void* data = address(inputs[i], i, bytes);
-            bind(i, data);
-            if (data == inputs[i].data) continue;
-            const void* from = inputs[i].data;
-            if (!inputs[i].on_device) {
-                std::memcpy(c->staging[i].host(), from, bytes);
-                from = c->staging[i].host();
-            }
-            cuda.check(cuda.MemcpyAsync(data, from, bytes,
-                                        inputs[i].on_device ? kCudaDeviceToDevice : kCudaHostToDevice, stream),
-                       "copying an input");
-        }
-        for (std::size_t i = 0; i < no; ++i) {
-            Array& out = outputs[i];
-            if (!out.data) {
-                // Without a stream of the caller's all is ordered behind the default stream, as he is expected to be.
-                out.owner = s.memory->acquire(plan->output_bytes[i], options.has_stream ? stream : nullptr);
-                out.data = out.owner.get();
-                out.on_device = true;
-                out.type = s.outputs[i].type;
-                out.shape = plan->outputs[i];
-            }
-            bind(ni + i, address(out, ni + i, plan->output_bytes[i]));
-        }
-
-        CapturedCall* call = nullptr;
-        if (s.options.cuda_graphs && capturing == kCudaCaptureNone) {
-            for (auto& entry : c->captured) {
-                if (entry.plan == plan && entry.addresses == c->addresses) call = &entry;
-            }
-            if (!call) {
-                if (c->captured.size() >= kMaxCaptured) {
-                    if (c->captured.front().graph) --s.graphs;
-                    c->captured.erase(c->captured.begin());
-                }
-                c->captured.emplace_back();
-                call = &c->captured.back();
-                call->plan = plan;
-                call->addresses = c->addresses;
-            }
-            ++call->seen;
-            // The first call of new shapes must run plainly: TensorRT finishes its own preparations in it.
-            if (call->seen == 2 && !call->unfit && !s.capture(*c, *call)) {
-                call->unfit = true;
-                ++s.graph_failures;
-            }
-        }
-        if (call && call->graph) {
-            cuda.check(cuda.GraphLaunch(call->graph.get(), stream), "launching a graph");
-            ++s.graph_launches;
-        } else {
-            s.enqueue(*c, stream);
-        }
-
-        for (std::size_t i = 0; i < no; ++i) {
-            Array& out = outputs[i];
-            void* from = c->addresses[ni + i];
-            if (from == out.data) continue;
-            cuda.check(
-                cuda.MemcpyAsync(out.on_device ? out.data : c->staging[ni + i].host(), from, plan->output_bytes[i],
-                                 out.on_device ? kCudaDeviceToDevice : kCudaDeviceToHost, stream),
-                "copying an output");
-        }
-        c->last_stream = stream;
-        if (!options.has_stream || host_outputs) {
-            c->pending = false;
-            cuda.check(cuda.StreamSynchronize(stream), "running the engine");
-        } else if (capturing == kCudaCaptureNone) {
-            c->pending = true;
-            cuda.check(cuda.EventRecord(c->done.get(), stream), "marking the end of the call");
-        }
-        for (std::size_t i = 0; i < no; ++i) {
-            if (!outputs[i].on_device) std::memcpy(outputs[i].data, c->staging[ni + i].host(), plan->output_bytes[i]);
-        }
-    } catch (...) {
-        if (capturing == kCudaCaptureNone) cuda.StreamSynchronize(stream);  // nothing may use the context any more
-        s.graphs -= static_cast<std::size_t>(
-            std::count_if(c->captured.begin(), c->captured.end(), [](const CapturedCall& e) { return bool(e.graph); }));
-        c.discard();
-        throw;
-    }
-    ++s.calls;
-}
-
 std::vector<std::pair<std::string, float>> Engine::profile_layers(const std::vector<Shape>& shapes) const {
     Impl& s = *impl_;
     const DeviceGuard guard(s.cuda, s.options.device);
     const auto plan = s.plan_for(shapes);
-    ContextPool::Lease c(*s.contexts, nullptr, true);
+    ContextPool::Lease c(*s.contexts, {nullptr, true, plan.get(), s.options.cuda_graphs, false});
     LayerTimes times;
     const auto stop = [&] {
         c->context->setProfiler(nullptr);
@@ -522,6 +263,7 @@ std::vector<std::pair<std::string, float>> Engine::profile_layers(const std::vec
         if (c->pending) s.cuda.check(s.cuda.EventSynchronize(c->done.get()), "waiting for the last call");
         c->pending = false;
         s.set_shapes(*c, plan, c->stream.get());
+        s.forget_graphs(*c);
         for (std::size_t i = 0; i < s.inputs.size() + s.outputs.size(); ++i) {
             const std::size_t ni = s.inputs.size();
             c->staging[i].reserve(s.cuda, i < ni ? bytes_of(s.inputs[i], shapes[i]) : plan->output_bytes[i - ni],

@@ -703,18 +703,105 @@ TEST(cuda_graphs) {
     CHECK(engine->stats().graphs <= 16);
 }
 
-TEST(captured_by_the_caller) {
+TEST(graphs_of_alternating_shapes) {
+    // A graph does not outlive a change of its context's shapes: with one context none is ever replayed, with more
+    // each set of shapes keeps one.
+    for (const int contexts : {1, 8}) {
+        EngineOptions eo;
+        eo.cuda_graphs = true;
+        eo.max_contexts = contexts;
+        const auto engine = engine_of(plan_of(two_outputs(-1), with({batches(1, 4, 8)})), eo);
+        for (int i = 0; i < 12; ++i) run_and_check(*engine, i % 2 ? 2 : 4, static_cast<float>(i));
+        const auto s = engine->stats();
+        CHECK(s.graph_failures == 0 && (contexts == 1 ? s.graph_launches == 0 : s.graph_launches >= 8));
+        CHECK(s.contexts == (contexts == 1 ? 1 : 2));
+    }
+}
+
+TEST(profile_choice_is_ordered) {
+    // What TensorRT copies for a profile is there before the first call, whichever stream that is on.
+    const CudaApi& cuda = library()->cuda();
+    const auto engine = engine_of(plan_of(two_outputs(-1), with({batches(1, 1, 1), batches(2, 4, 8)})));
+    trt_set("profile_us", 20000);
+    const StreamHandle stream = make_stream(cuda);
+    InferOptions o;
+    o.has_stream = true;
+    o.stream = stream.get();
+    for (int i = 0; i < 4; ++i) {
+        const int64_t batch = 1 + i % 2;
+        const auto n = static_cast<std::size_t>(batch);
+        const auto in = numbers(48 * n, 3);
+        const Device d(in), a(20 * n), b(8 * n);
+        std::vector<Array> outputs{device(a, {batch, 5}), device(b, {batch, 2})};
+        engine->infer({device(d, {batch, 3, 4, 4})}, outputs, o);
+        cuda.StreamSynchronize(stream.get());
+        CHECK(a.read(5 * n) == expected(in, n, 5, 0));
+    }
+}
+
+TEST(default_stream_does_not_wait) {
     const CudaApi& cuda = library()->cuda();
     const auto engine = engine_of(plan_of(two_outputs(1)));
+    const auto in = numbers(48, 3);
+    const Device source(in), d(192), out(20);
+    InferOptions o;
+    o.has_stream = true;
+    std::vector<Array> outputs(2);
+    engine->infer({device(source, {1, 3, 4, 4})}, outputs, o);
+    cuda.StreamSynchronize(nullptr);
+    std::memset(d.data, 0, 192);
+    trt_set("delay_us", 30000);
+    const long syncs = cuda_count("sync");
+    const auto start = std::chrono::steady_clock::now();
+    cuda.MemcpyAsync(d.data, source.data, 192, kCudaDeviceToDevice, nullptr);
+    engine->infer({device(d, {1, 3, 4, 4})}, outputs, o);
+    cuda.MemcpyAsync(out.data, outputs[0].data, 20, kCudaDeviceToDevice, nullptr);  // later work sees the result
+    CHECK(std::chrono::steady_clock::now() - start < std::chrono::milliseconds(25));
+    CHECK(cuda_count("sync") == syncs);
+    cuda.StreamSynchronize(nullptr);
+    CHECK(std::chrono::steady_clock::now() - start >= std::chrono::milliseconds(30));
+    CHECK(out.read(5) == expected(in, 1, 5, 0));
+}
+
+TEST(unaligned_arrays_on_a_stream_do_not_wait) {
+    const CudaApi& cuda = library()->cuda();
+    const auto engine = engine_of(plan_of(two_outputs(1)));
+    auto all = numbers(49, 0);
+    const Device d(all), a(64), b(8);
+    const StreamHandle stream = make_stream(cuda);
+    InferOptions o;
+    o.has_stream = true;
+    o.stream = stream.get();
+    std::vector<Array> outputs{device(a, {1, 5}, 4), device(b, {1, 2})};
+    engine->infer({device(d, {1, 3, 4, 4}, 4)}, outputs, o);
+    const long syncs = cuda_count("sync");
+    for (int i = 0; i < 3; ++i) engine->infer({device(d, {1, 3, 4, 4}, 4)}, outputs, o);
+    CHECK(cuda_count("sync") == syncs);
+    cuda.StreamSynchronize(stream.get());
+    all.erase(all.begin());
+    CHECK(read(outputs[0]) == expected(all, 1, 5, 0));
+}
+
+TEST(captured_by_the_caller) {
+    const CudaApi& cuda = library()->cuda();
+    const auto engine = engine_of(plan_of(two_outputs(-1), with({batches(1, 4, 8)})));
     const Device d(numbers(48, 1)), a(20), b(8);
     const StreamHandle stream = make_stream(cuda);
     InferOptions o;
     o.has_stream = true;
     o.stream = stream.get();
     std::vector<Array> outputs{device(a, {1, 5}), device(b, {1, 2})};
+    CHECK(cuda.StreamBeginCapture(stream.get(), kCudaCaptureThreadLocal) == 0);
+    FAILS(kInput, (Words{"have not run yet"}), engine->infer({device(d, {1, 3, 4, 4})}, outputs, o));
+    void* nothing = nullptr;
+    CHECK(cuda.StreamEndCapture(stream.get(), &nothing) == 0);
+    GraphHandle(&cuda, nothing).reset();
     engine->infer({device(d, {1, 3, 4, 4})}, outputs, o);
     CHECK(cuda.StreamBeginCapture(stream.get(), kCudaCaptureThreadLocal) == 0);
+    FAILS(kInput, (Words{"in place"}), engine->infer({device(d, {1, 3, 4, 4}, 4)}, outputs, o));
     engine->infer({device(d, {1, 3, 4, 4})}, outputs, o);
+    CHECK(engine->stats().contexts == 0);  // the graph has it
+    FAILS(kInput, (Words{"No context is ready"}), engine->infer({device(d, {1, 3, 4, 4})}, outputs, o));
     auto in = numbers(48, 0);
     FAILS(kInput, (Words{"captured"}), engine->infer({host(in, {1, 3, 4, 4})}, outputs, o));
     void *graph = nullptr, *exec = nullptr;
@@ -723,6 +810,7 @@ TEST(captured_by_the_caller) {
     CHECK(cuda.GraphInstantiateWithFlags(&exec, graph, 0) == 0);
     const GraphExecHandle replay(&cuda, exec);
     run_and_check(*engine, 1, 50);  // takes another context
+    run_and_check(*engine, 3, 50);  // and sets other shapes
     for (const float start : {10.0F, 20.0F}) {
         const auto fresh = numbers(48, start);
         std::memcpy(d.data, fresh.data(), 192);

@@ -15,5 +15,6 @@ void standin_trt_reset();
 void standin_trt_set(const char* key, long value);
 long standin_trt_get(const char* key);
 // Used by the libnvinfer stand-in: queues work on a stream; returns a CUDA error.
+int standin_capturing(void* stream);
 int standin_launch(void* stream, void (*work)(void*), void* argument, void (*free_argument)(void*));
 }

@@ -369,6 +369,10 @@ API int cudaPointerGetAttributes(void* attributes, const void* p) {
     std::memcpy(attributes, &a, sizeof(a));
     return kOk;
 }
+API int standin_capturing(void* stream) {
+    int status = 0;
+    return stream && cudaStreamIsCapturing(stream, &status) == 0 && status != 0;
+}
 API int cudaStreamBeginCapture(void* stream, int) {
     if (int e = fault("StreamBeginCapture", kCaptureUnsupported)) return e;
     const auto s = stream_of(stream);

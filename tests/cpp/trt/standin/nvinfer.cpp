@@ -2,6 +2,7 @@
 // "runs" them by adding the inputs up. What the package uses is modelled; any other call is reported (unexpected.h).
 #include <NvInfer.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -381,15 +382,41 @@ struct Context final : StubExecutionContext {
     explicit Context(const Graph& g) : graph(g), shapes(g.inputs.size()) {
         for (std::size_t i = 0; i < g.inputs.size(); ++i) shapes[i] = g.inputs[i].dims;
     }
-    bool setOptimizationProfileAsync(int32_t p, cudaStream_t) noexcept override {
+    // As TensorRT may: the profile's data are copied on the stream given, and calls that run before are wrong.
+    bool setOptimizationProfileAsync(int32_t p, cudaStream_t stream) noexcept override {
         profile = p;
-        return p >= 0 && static_cast<std::size_t>(p) < graph.profiles.size();
+        if (p < 0 || static_cast<std::size_t>(p) >= graph.profiles.size()) return false;
+        return upload(stream, &DeviceState::profile, p, slow_path ? setting("profile_us") : 0);
     }
+    // What lies in the context's device memory. Not atomic: work that is not ordered is a data race.
+    struct DeviceState {
+        int profile = -1, shapes = -1;
+    };
+    struct Upload {
+        std::shared_ptr<DeviceState> state;
+        int DeviceState::* member;
+        int value;
+        long delay_us;
+    };
+    bool upload(cudaStream_t stream, int DeviceState::* member, int value, long delay_us) {
+        auto* u = new Upload{state, member, value, delay_us};
+        return standin_launch(
+                   stream,
+                   [](void* p) {
+                       const auto& u = *static_cast<Upload*>(p);
+                       if (u.delay_us) std::this_thread::sleep_for(std::chrono::microseconds(u.delay_us));
+                       (*u.state).*u.member = u.value;
+                   },
+                   u, [](void* p) { delete static_cast<Upload*>(p); }) == 0;
+    }
+    std::shared_ptr<DeviceState> state = std::make_shared<DeviceState>();
+    int shapes_set = 0, shapes_settled = -1;  // counts changes; of the last plain call
     bool setInputShape(char const* name, Dims const& dims) noexcept override {
         if (profile < 0) return false;
         for (std::size_t i = 0; i < graph.inputs.size(); ++i) {
             if (graph.inputs[i].name != name) continue;
             const Range& r = graph.profiles[static_cast<std::size_t>(profile)].at(name);
+            if (shapes[i] != to_vector(dims)) ++shapes_set;
             shapes[i] = to_vector(dims);
             for (std::size_t d = 0; d < shapes[i].size(); ++d) {
                 if (shapes[i][d] < r.min[d] || shapes[i][d] > r.max[d]) return false;
@@ -433,6 +460,8 @@ struct Context final : StubExecutionContext {
         vector<int> output_types, input_types;
         int64_t batch = 1;
         long delay_us = 0;
+        std::shared_ptr<DeviceState> state;
+        int profile = 0, shapes = 0;
     };
     bool enqueueV3(cudaStream_t stream) noexcept override {
         if (slow_path && setting("fail_enqueue")) return false;
@@ -440,7 +469,19 @@ struct Context final : StubExecutionContext {
             ++unexpected_calls;
             return false;
         }
+        if (shapes_settled != shapes_set) {  // the first call after a change copies the shapes' data; not in a graph
+            if (standin_capturing(stream)) {
+                busy = false;
+                return false;
+            }
+            upload(stream, &DeviceState::shapes, shapes_set, 0);
+            shapes_settled = shapes_set;
+        }
+        if (!stream && slow_path) ++unexpected_calls;  // TensorRT waits for the device on the default stream
         auto job = std::make_unique<Job>();
+        job->state = state;
+        job->profile = profile;
+        job->shapes = shapes_set;
         for (std::size_t i = 0; i < graph.inputs.size(); ++i) add(*job, graph.inputs[i], shapes[i], true);
         for (const auto& v : graph.outputs) add(*job, v, shape_of(v), false);
         job->batch = shapes[0].empty() ? 1 : shapes[0][0];
@@ -473,6 +514,8 @@ struct Context final : StubExecutionContext {
         if (job.delay_us < 0) return;  // for timing: no work at all
         if (job.delay_us) std::this_thread::sleep_for(std::chrono::microseconds(job.delay_us));
         const auto batch = static_cast<std::size_t>(job.batch);
+        // Without a profile chosen the context has profile 0. A graph is void when the context has changed since.
+        const bool valid = std::max(job.state->profile, 0) == job.profile && job.state->shapes == job.shapes;
         for (std::size_t k = 0; k < job.outputs.size(); ++k) {
             auto* out = reinterpret_cast<float*>(job.outputs[k].first);
             if (job.output_types[k] != 0) continue;
@@ -484,7 +527,7 @@ struct Context final : StubExecutionContext {
                     const std::size_t m = job.inputs[i].second / batch;
                     sum += reinterpret_cast<const float*>(job.inputs[i].first)[j / per * m + j % per % m];
                 }
-                out[j] = sum;
+                out[j] = valid ? sum : -1e9F;
             }
         }
     }
