@@ -283,6 +283,65 @@ def test_no_gpu(standin: StandIn, model: bytes, tmp_path: Path) -> None:
         made(model, tmp_path)
 
 
+def test_arrays_that_refuse_and_streams_that_are_none(standin: StandIn, model: bytes, tmp_path: Path) -> None:
+    class WithGradients:
+        """As a torch tensor on a GPU that requires gradients."""
+
+        shape = (1,)
+
+        @property
+        def __cuda_array_interface__(self) -> Any:
+            raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad.")
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (2, 0)
+
+        def __dlpack__(self, stream: int | None = None) -> Any:
+            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+
+    with Engine(made(model, tmp_path).plan, output="raw") as engine:
+        with pytest.raises(InputError, match=r"cannot be read as an array.*require gradient.*detach"):
+            engine.infer([WithGradients() for _ in engine.inputs])
+        on_device = {name: Gpu(standin, value) for name, value in features(engine).items()}
+        for stream in (-1, "side", 1.5):
+            with pytest.raises(InputError, match="not a CUDA stream"):
+                engine.infer(on_device, stream=stream)
+        for array in on_device.values():
+            array.free()
+
+
+def test_an_interrupt_at_the_end_of_a_build_is_not_lost(standin: StandIn, model: bytes, tmp_path: Path) -> None:
+    standin.set("build_steps", 1)
+
+    def interrupt(phase: str, fraction: float | None) -> None:
+        if fraction is not None:
+            raise KeyboardInterrupt
+
+    for _ in range(10):  # the build has often ended before the callback is called
+        with pytest.raises(KeyboardInterrupt):
+            made(model, tmp_path, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_library_of_the_plans_own_major_version_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Module:
+        STATIC_CUDART = True
+
+        def __init__(self, major: int, here: bool) -> None:
+            self.major, self.here = major, here
+
+        def Library(self, path: str, **_: Any) -> int:
+            if not self.here:
+                raise BackendUnavailable("TensorRT cannot be loaded")
+            return self.major
+
+    both = {10: Module(10, True), 11: Module(11, True)}
+    monkeypatch.setattr(trt_library, "modules", lambda: both)
+    assert [trt_library.open_library(major=m)[1] for m in (None, 10, 11, 9)] == [11, 10, 11, 11]
+    both[10].here = False
+    assert trt_library.open_library(major=10)[1] == 11
+
+
 def test_device_names() -> None:
     assert [device_index(d) for d in (None, "cuda", "cuda:2", "GPU:1", "3", 4)] == [0, 0, 2, 1, 3, 4]
     for name in ("cpu", "cuda:x", "-1", ""):

@@ -60,14 +60,12 @@ class Build {
                 drop();
             }
         }
-        const py::gil_scoped_release release;  // the future's destructor and get() wait without Python
-        try {
-            return result.get();
-        } catch (const Cancelled&) {
-            if (!error_) throw;
+        {
+            const py::gil_scoped_release release;
+            result.wait();
         }
-        const py::gil_scoped_acquire acquire;
-        throw py::error_already_set(std::move(*error_));
+        if (error_) throw py::error_already_set(std::move(*error_));  // however the build ended
+        return result.get();
     }
 
   private:

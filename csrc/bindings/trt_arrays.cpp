@@ -90,7 +90,12 @@ Borrowed from_dlpack(py::handle value, const TensorInfo& info, const InferOption
     }
     // The producer orders its work before the stream we name; without one of the caller's, before the default stream.
     const auto stream = reinterpret_cast<std::uintptr_t>(options.stream);
-    const py::object capsule = value.attr("__dlpack__")(py::arg("stream") = options.has_stream && stream ? stream : 1);
+    py::object capsule;
+    try {
+        capsule = value.attr("__dlpack__")(py::arg("stream") = options.has_stream && stream ? stream : 1);
+    } catch (const py::error_already_set& e) {  // each library raises its own: gradients, conjugates, sparse layouts
+        refuse(info, "cannot be read as an array", py::str(e.value()), "a plain device array", "Pass x.detach()");
+    }
     auto* managed = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
     if (!managed) throw py::error_already_set();
     const dlpack::Tensor& t = managed->tensor;

@@ -110,13 +110,16 @@ class PyEngine {
   private:
     // An integer, or an object of another library: torch's cuda_stream, CuPy's ptr, PyCUDA's handle, __cuda_stream__.
     static std::uintptr_t stream_number(const py::object& stream) {
-        if (PyLong_Check(stream.ptr())) return stream.cast<std::uintptr_t>();
-        for (const char* name : {"cuda_stream", "ptr", "handle"}) {
-            if (py::hasattr(stream, name)) return stream.attr(name).cast<std::uintptr_t>();
-        }
-        if (py::hasattr(stream, "__cuda_stream__")) {
-            const py::tuple pair = stream.attr("__cuda_stream__")();
-            return pair[1].cast<std::uintptr_t>();
+        try {
+            if (PyLong_Check(stream.ptr())) return stream.cast<std::uintptr_t>();
+            for (const char* name : {"cuda_stream", "ptr", "handle"}) {
+                if (py::hasattr(stream, name)) return stream.attr(name).cast<std::uintptr_t>();
+            }
+            if (py::hasattr(stream, "__cuda_stream__")) {
+                const py::tuple pair = stream.attr("__cuda_stream__")();
+                return pair[1].cast<std::uintptr_t>();
+            }
+        } catch (const py::cast_error&) {  // negative, or no number
         }
         throw Error(ErrorKind::kInput, "This is not a CUDA stream",
                     py::str(py::type::handle_of(stream).attr("__name__")),

@@ -72,7 +72,10 @@ def infer_on_device(
 def _is_device_array(array: Any) -> bool:
     if isinstance(array, np.ndarray):
         return False
-    if hasattr(array, "__cuda_array_interface__"):
+    try:
+        if hasattr(array, "__cuda_array_interface__"):
+            return True
+    except (RuntimeError, KeyError, TypeError):  # torch: on a GPU, but with gradients, or of a type numpy lacks
         return True
     try:
         kind = array.__dlpack_device__()[0]

@@ -31,8 +31,8 @@ def modules() -> dict[int, Any]:
     return found
 
 
-def open_library(*, rtx: bool = False, path: str = "") -> tuple[Any, Any]:
-    """(module, library): the first of the compiled modules whose TensorRT is here.
+def open_library(*, rtx: bool = False, path: str = "", major: int | None = None) -> tuple[Any, Any]:
+    """(module, library): the first of the compiled modules whose TensorRT is here; `major`, a plan's, before others.
 
     Looks at `path`, else in $DHEAD_TENSORRT_LIBRARY_DIR, else in the pip packages, else where the system's loader does.
     The CUDA runtime is $DHEAD_CUDART_LIBRARY, else the one linked in, else pip's, else the system's.
@@ -47,8 +47,8 @@ def open_library(*, rtx: bool = False, path: str = "") -> tuple[Any, Any]:
         raise BackendUnavailable(f"dhead_trt was built without {needed}, so {product} cannot be used", fix=_INSTALL)
     packages = _folders("tensorrt_rtx_libs" if rtx else "tensorrt_libs")
     tried: list[BackendUnavailable] = []
-    for major in sorted(usable, reverse=True):
-        module = usable[major]
+    for number in sorted(usable, key=lambda m: (m == major, m), reverse=True):
+        module = usable[number]
         cudart = os.environ.get("DHEAD_CUDART_LIBRARY", "") or ("" if module.STATIC_CUDART else _pip_cudart())
         try:
             return module, module.Library(path, package_dirs=packages, rtx=rtx, cudart=cudart)

@@ -113,7 +113,9 @@ def load_runner(artifact: Artifact, device: str | None, options: Mapping[str, An
         raise InputError("This engine has no such option", received=unknown[0], expected=", ".join(known))
     chosen = known | dict(options)
     index = device_index(device)
-    module, library = open_library(rtx=rtx, path=str(chosen["library"]))
+    built_by = artifact.backend_version.split(".")[0]
+    major = int(built_by) if built_by.isdigit() and not rtx else None
+    module, library = open_library(rtx=rtx, path=str(chosen["library"]), major=major)
     devices = library.devices()
     plugins = [str(p) for p in chosen["plugins"]]  # type: ignore[attr-defined]
     if artifact.form in ("detections", "decoded") and not plugins and not rtx:
