@@ -12,7 +12,7 @@ import pytest
 from trt_standin import build, header_dirs, header_major, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trt")]
-TESTS = 38
+TESTS = 39
 
 
 def _majors() -> list[int]:

@@ -330,7 +330,8 @@ Builder::Builder(std::shared_ptr<Library> library) : library_(std::move(library)
 
 int Builder::dla_cores() const {
     if (library_->is_rtx()) return 0;
-    Logger logger;
+    const LoggerOwner owner;
+    Logger& logger = *owner;
     const std::unique_ptr<nvinfer1::IBuilder> builder(
         static_cast<nvinfer1::IBuilder*>(library_->create_builder(&logger)));
     return builder->getNbDLACores();
@@ -356,7 +357,8 @@ BuildResult Builder::build(const void* model, std::size_t size, const BuildOptio
         device = std::make_unique<DeviceGuard>(cuda, options.device);
     }
 
-    Logger logger(options.log);  // declared first: everything below may log until it is gone
+    const LoggerOwner owner(options.log);  // declared first: everything below may log until it is gone
+    Logger& logger = *owner;
     const std::unique_ptr<nvinfer1::IBuilder> builder(
         static_cast<nvinfer1::IBuilder*>(library_->create_builder(&logger)));
     load_plugins(*library_, options.plugins, logger);

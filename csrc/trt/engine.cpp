@@ -188,8 +188,8 @@ Engine::Engine(std::shared_ptr<Library> library, const void* plan, std::size_t s
     if (!s.options.plugins.empty() && s.library->is_rtx()) {
         throw Error(ErrorKind::kInput, "TensorRT for RTX has no custom plugins", s.options.plugins.front());
     }
-    load_plugin_libraries(*s.library, s.options.plugins, ErrorKind::kInput, s.logger);
     s.runtime.reset(static_cast<nvinfer1::IRuntime*>(s.library->create_runtime(&s.logger)));
+    load_plugin_libraries(*s.library, s.options.plugins, ErrorKind::kInput, s.logger);
     if (s.options.host_code) s.runtime->setEngineHostCodeAllowed(true);
     s.engine.reset(s.runtime->deserializeCudaEngine(plan, size));
     if (!s.engine) {

@@ -28,7 +28,8 @@ struct Engine::Impl {
     // Order matters: what is declared later is destroyed first, and needs what is declared earlier.
     std::shared_ptr<Library> library;
     EngineOptions options;
-    Logger logger;
+    LoggerOwner logger_owner;
+    Logger& logger;
     const CudaApi& cuda;
     std::shared_ptr<DevicePool> memory;
     std::unique_ptr<nvinfer1::IRuntime> runtime;
@@ -41,7 +42,11 @@ struct Engine::Impl {
     std::atomic<std::size_t> calls{0}, graph_launches{0}, graph_failures{0}, graphs{0};
 
     Impl(std::shared_ptr<Library> lib, EngineOptions o)
-        : library(std::move(lib)), options(std::move(o)), logger(options.log), cuda(library->cuda()) {}
+        : library(std::move(lib)),
+          options(std::move(o)),
+          logger_owner(options.log),
+          logger(*logger_owner),
+          cuda(library->cuda()) {}
     ~Impl() {
         try {
             const DeviceGuard guard(cuda, options.device);

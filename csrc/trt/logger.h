@@ -4,9 +4,12 @@
 #include <NvInfer.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "error.h"
@@ -17,17 +20,26 @@ namespace dhead::trt {
 class Logger final : public nvinfer1::ILogger {
   public:
     using Sink = std::function<void(LogLevel, const std::string&)>;
-    explicit Logger(Sink sink = {}) : sink_(std::move(sink)) {}
+
+    // For another owner: forgets what the last one was told.
+    void start(Sink sink) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        sink_ = std::move(sink);
+        errors_.clear();
+        warnings_.clear();
+    }
 
     void log(nvinfer1::ILogger::Severity severity, nvinfer1::AsciiChar const* text) noexcept override {
         try {
             const std::string message = text ? text : "";
+            Sink sink;
             {
                 const std::lock_guard<std::mutex> lock(mutex_);
                 if (severity <= nvinfer1::ILogger::Severity::kERROR) keep(errors_, message);
                 if (severity == nvinfer1::ILogger::Severity::kWARNING) keep(warnings_, message);
+                sink = sink_;
             }
-            if (sink_) sink_(static_cast<LogLevel>(severity), message);
+            if (sink) sink(static_cast<LogLevel>(severity), message);
         } catch (...) {  // a log line is not worth more
         }
     }
@@ -53,6 +65,47 @@ class Logger final : public nvinfer1::ILogger {
     Sink sink_;
     std::mutex mutex_;
     std::vector<std::string> errors_, warnings_;
+};
+
+// A logger for one builder or engine. TensorRT goes on using the first logger it was given for what belongs to neither
+// (plugin libraries), whether its owner is still there or not: loggers are never freed, but handed on.
+class LoggerOwner {
+  public:
+    explicit LoggerOwner(Logger::Sink sink = {}) {
+        {
+            Idle& idle = Idle::get();
+            const std::lock_guard<std::mutex> lock(idle.mutex);
+            if (!idle.loggers.empty()) {
+                logger_ = std::move(idle.loggers.back());
+                idle.loggers.pop_back();
+            }
+            idle.loggers.reserve(++idle.alive);  // so that the destructor need not allocate
+        }
+        if (!logger_) logger_ = std::make_unique<Logger>();
+        logger_->start(std::move(sink));
+    }
+    ~LoggerOwner() {
+        logger_->start({});
+        Idle& idle = Idle::get();
+        const std::lock_guard<std::mutex> lock(idle.mutex);
+        --idle.alive;
+        idle.loggers.push_back(std::move(logger_));
+    }
+    LoggerOwner(const LoggerOwner&) = delete;
+    LoggerOwner& operator=(const LoggerOwner&) = delete;
+    Logger& operator*() const { return *logger_; }
+
+  private:
+    struct Idle {
+        static Idle& get() {
+            static Idle& idle = *new Idle;
+            return idle;
+        }
+        std::mutex mutex;
+        std::size_t alive = 0;
+        std::vector<std::unique_ptr<Logger>> loggers;
+    };
+    std::unique_ptr<Logger> logger_;
 };
 
 class Library;

@@ -911,6 +911,17 @@ TEST(bad_plans) {
     FAILS(kArtifact, (Words{"another backend", "TensorRT for RTX 1.", "--backend tensorrt"}), engine_of(other));
 }
 
+TEST(the_first_logger_stays) {
+    // TensorRT goes on logging to the first logger it was given, after its engine is gone.
+    const auto plan = plan_of(two_outputs(1));
+    engine_of(plan).reset();
+    const auto other = engine_of(plan);
+    EngineOptions eo;
+    eo.plugins = {"/nonexistent/plugins.so"};
+    FAILS(kInput, (Words{"/nonexistent/plugins.so"}), engine_of(plan, eo));
+    run_and_check(*other, 1, 2);
+}
+
 TEST(expectations) {
     const std::string plan = plan_of(two_outputs(1)), version = library()->version();
     EngineOptions o;

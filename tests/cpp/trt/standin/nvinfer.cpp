@@ -308,15 +308,24 @@ bool deserialize(const string& plan, Graph* g) {
 struct Registry final : StubPluginRegistry {
     ~Registry() noexcept override {}
     PluginLibraryHandle loadLibrary(AsciiChar const* path) noexcept override {
-        if (!std::ifstream(path)) return nullptr;
+        if (!std::ifstream(path)) {
+            if (ILogger* logger = global_logger) logger->log(ILogger::Severity::kERROR, "no such plugin library");
+            return nullptr;
+        }
         ++loaded;
         return this;
     }
     std::atomic<int> loaded{0};
+    std::atomic<ILogger*> global_logger{nullptr};  // as TensorRT's: the first one given
 };
 Registry& registry() {
     static Registry& r = *new Registry;
     return r;
+}
+
+void note_logger(void* logger) {
+    ILogger* none = nullptr;
+    registry().global_logger.compare_exchange_strong(none, static_cast<ILogger*>(logger));
 }
 
 struct Builder final : StubBuilder {
@@ -621,9 +630,11 @@ API int standin_plugins_loaded() { return registry().loaded; }
 
 API void* createInferBuilder_INTERNAL(void* logger, int32_t) noexcept {
     if (standin::setting("fail_builder")) return nullptr;
+    standin::note_logger(logger);
     return new standin::FakeBuilder<standin::Builder>(static_cast<nvinfer1::ILogger*>(logger));
 }
 API void* createInferRuntime_INTERNAL(void* logger, int32_t) noexcept {
+    standin::note_logger(logger);
     return new standin::FakeRuntime<standin::Runtime>(static_cast<nvinfer1::ILogger*>(logger));
 }
 API nvinfer1::IPluginRegistry* getPluginRegistry() noexcept { return &standin::registry(); }
