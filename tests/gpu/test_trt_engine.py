@@ -115,6 +115,33 @@ def test_cuda_graphs(plan: Path, torch: Any) -> None:
         assert engine._runner.stats()["graph_launches"] > 0
 
 
+def test_cuda_graphs_of_alternating_shapes(plan: Path) -> None:
+    expected = {}
+    with Engine(plan, output="raw") as engine:
+        for batch in (1, 2, 3):
+            expected[batch] = engine.infer(features(batch))
+    for contexts in (1, 8):
+        with Engine(plan, output="raw", cuda_graphs=True, max_contexts=contexts) as engine:
+            for i in range(18):
+                batch = i % 3 + 1
+                for name, value in engine.infer(features(batch)).items():
+                    same(value, expected[batch][name])
+
+
+def test_default_stream(plan: Path, torch: Any) -> None:
+    with Engine(plan, output="raw") as engine:
+        x = features(2)
+        expected = engine.infer(x)
+        tensors = [torch.from_numpy(a).cuda() for a in x]
+        for _ in range(5):
+            late = [t * 1.0 for t in tensors]
+            found = engine.infer(late, stream=torch.cuda.default_stream())
+            for name, array in found.items():
+                same(torch.as_tensor(array, device="cuda").cpu().numpy(), expected[name])
+        with pytest.raises(InputError, match="detach"):
+            engine.infer([t.clone().requires_grad_() for t in tensors])
+
+
 def test_captured_by_torch(plan: Path, torch: Any) -> None:
     with Engine(plan, output="raw") as engine:
         tensors = [torch.from_numpy(a).cuda() for a in features(2)]
