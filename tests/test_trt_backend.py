@@ -148,6 +148,10 @@ def test_device_arrays(standin: StandIn, model: bytes, tmp_path: Path) -> None:
         np.testing.assert_array_equal(out[name].numpy(), value)
     queued = engine.infer(list(on_device.values()), stream=0)
     np.testing.assert_array_equal(queued["box_0"].numpy(), expected["box_0"])
+    for asked in ({"copy": True}, {"dl_device": (1, 0)}):
+        with pytest.raises(BufferError, match="in place"):
+            queued["box_0"].__dlpack__(**asked)
+    queued["box_0"].__dlpack__(copy=False, dl_device=(2, 0), max_version=(1, 0))
     with pytest.raises(InputError, match="input names do not match"):
         engine.infer({"p3": on_device["p3"]}, stream=0)
     for array in on_device.values():

@@ -211,7 +211,17 @@ void DeviceArray::bind(py::module_& m) {
         .def_property_readonly("__cuda_array_interface__", &DeviceArray::cuda_array_interface)
         .def(
             "__dlpack__",
-            [](const DeviceArray& a, py::object stream, const py::kwargs&) { return a.dlpack(std::move(stream)); },
+            [](const DeviceArray& a, py::object stream, const py::kwargs& more) {
+                const auto asked = [&](const char* key) {
+                    return more.contains(key) ? py::object(more[key]) : py::none();
+                };
+                const py::object copy = asked("copy"), device = asked("dl_device");
+                if ((!copy.is_none() && copy.cast<bool>()) ||
+                    (!device.is_none() && !device.equal(py::make_tuple(dlpack::kCuda, a.engine_->device())))) {
+                    throw py::buffer_error("a DeviceArray is handed out in place, on its own device only");
+                }
+                return a.dlpack(std::move(stream));
+            },
             py::arg("stream") = py::none())
         .def("__dlpack_device__",
              [](const DeviceArray& a) { return py::make_tuple(dlpack::kCuda, a.engine_->device()); })

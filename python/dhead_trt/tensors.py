@@ -101,7 +101,8 @@ def _array(tensor: TensorInfo, value: Any) -> NDArray[Any]:
 
 def _to_numpy(tensor: TensorInfo, value: Any) -> NDArray[Any]:
     device = getattr(value, "device", None)
-    if hasattr(value, "__cuda_array_interface__") or getattr(device, "type", "cpu") not in ("cpu", None):
+    # The device first: torch raises when a tensor with gradients is asked for its interface.
+    if getattr(device, "type", "cpu") not in ("cpu", None) or hasattr(value, "__cuda_array_interface__"):
         raise InputError(
             f"Input {tensor.name!r} lies on a GPU, and this engine runs on the CPU",
             received=f"{type(value).__name__} on {device}",
