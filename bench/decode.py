@@ -2,8 +2,9 @@
 
     python bench/decode.py --threads 2 --output out/bench_decode.json
 
-The PyTorch pipelines leave their boxes and scores channel-major, which saves them the transposition that ours does;
-their NMS is the exact greedy one, without a Python loop over boxes.
+"torch head" is the decode of our PyTorch head, the reference of the parity ladder: it makes what ours makes, [B, A, 4]
+and [B, A, C]. "torch dense" is PyTorch written for speed alone: it leaves boxes and scores channel-major, which saves
+the transposition that ours does. Its NMS is the exact greedy one, without a Python loop over boxes.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from common import Timing, command, interleave, machine, versions, write_json
 
 import dhead_trt
 from dhead_trt import HeadSpec, _core, postprocess
+from dhead_trt.heads.decoded import decode_maps
 
 CONF, IOU, MAX_DET, MAX_CANDIDATES = 0.25, 0.7, 300, 4096
 TARGETS = (  # ours, theirs, at least so many times faster
+    ("ours dense", "torch head", 3.0),
     ("ours dense", "torch dense", 3.0),
     ("ours detect", "torch dense + NMS", 10.0),
 )
@@ -140,6 +143,7 @@ def runs_for(
     )
     runs: dict[str, Callable[[], Any]] = {
         "numpy dense": lambda: numpy_dense(maps, spec),
+        "torch head": lambda: decode_maps(tensors, spec),
         "torch dense": lambda: model(boxes, classes),
         "ours dense": lambda: postprocess.decode(maps, spec, out=dense_out, threads=threads),
         "ours dense, new arrays": lambda: postprocess.decode(maps, spec, threads=threads),
@@ -157,6 +161,8 @@ def runs_for(
 def check(runs: dict[str, Callable[[], Any]]) -> None:
     """All compute the same, or their times mean nothing."""
     boxes, scores = runs["ours dense"]()
+    for ours, theirs in zip((boxes, scores), runs["torch head"](), strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-3, err_msg="torch head")
     for name in ("numpy dense", "torch dense"):
         other_boxes, other_scores = (np.asarray(x).transpose(0, 2, 1) for x in runs[name]())
         np.testing.assert_allclose(boxes, other_boxes, atol=2e-3, err_msg=name)
