@@ -66,7 +66,7 @@ test-cpp: $(STAMPS)/installed ## Only the C++ tests
 .PHONY: test-py
 test-py: $(STAMPS)/installed ## Only the Python tests (PYTEST_ARGS="-k decode")
 	@echo "== Python tests (pytest) =="
-	@$(PY) -m pytest -n $(JOBS) --dist=loadfile $(PYTEST_ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist=loadfile --max-worker-restart=0 $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(STAMPS)/requirements ## ruff, mypy --strict and clang-format; changes nothing
