@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ..errors import BackendUnavailable, InputError
+from .._figure import saved_figure
+from ..errors import InputError
 from .layers import LayerReport
 
 __all__ = ["plot_layers"]
@@ -23,15 +24,6 @@ def plot_layers(report: LayerReport, path: str | Path) -> Path:
         BackendUnavailable: matplotlib is not installed.
         InputError: no tensor was compared, or the suffix is not one that matplotlib writes.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise BackendUnavailable("matplotlib is not installed", fix='pip install "dhead-trt[plot]"') from e
-
-    from ..files import atomic_path
-
     if not report.layers:
         raise InputError("There is nothing to draw", received="a report without tensors")
     shown = [x.relative for x in report.layers if 0 < x.relative < math.inf]
@@ -39,9 +31,11 @@ def plot_layers(report: LayerReport, path: str | Path) -> Path:
     high = 10 ** math.ceil(math.log10(max([*shown, report.tolerance])) + 0.3)
     heights = [min(max(x.relative, low), high) for x in report.layers]
     colors = [_WITHIN if x.relative <= report.tolerance else _BEYOND for x in report.layers]
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
+    first = report.first
+    verdict = "all within" if first is None else "first beyond at " + str(report.layers.index(first))
+    what = f"{report.backend} {report.precision}, computed in {report.computed_in}"
+    title = f"Layers of {report.model}: {what}, against ONNX Runtime fp32: {verdict}"
+    with saved_figure(path, (11, 4.5), title=title) as figure:
         axis = figure.subplots()
         axis.set_yscale("log")
         axis.set_ylim(low, high)
@@ -53,7 +47,6 @@ def plot_layers(report: LayerReport, path: str | Path) -> Path:
         axis.text(0, report.tolerance, f"tolerance {report.tolerance:g}", va="bottom", fontsize=8)
         axis.set_xlabel("tensor, in the order of the graph (numbers as in the table)")
         axis.set_ylabel("relative error ‖engine − reference‖ / ‖reference‖")
-        first = report.first
         if first is not None:
             place = report.layers.index(first)
             right = place > len(heights) / 2
@@ -66,16 +59,4 @@ def plot_layers(report: LayerReport, path: str | Path) -> Path:
                 color=_BEYOND,
                 fontsize=8,
             )
-        verdict = "all within" if first is None else "first beyond at " + str(report.layers.index(first))
-        what = f"{report.backend} {report.precision}, computed in {report.computed_in}"
-        title = f"Layers of {report.model}: {what}, against ONNX Runtime fp32: {verdict}"
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-        target = Path(path)
-        suffix = target.suffix.lstrip(".").lower()
-        if suffix not in figure.canvas.get_supported_filetypes():
-            raise InputError(
-                "The picture has no known format", received=repr(target.suffix), expected=".png, .svg or .pdf"
-            )
-        with atomic_path(target) as temporary:
-            figure.savefig(temporary, dpi=130, format=suffix)
-    return target
+    return Path(path)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BackendUnavailable, InputError
+from .._figure import saved_figure
+from ..errors import InputError
 from .measure import QUANTILES, ParityReport, Rung, Stats
 
 __all__ = ["plot"]
@@ -29,21 +30,11 @@ def plot(report: ParityReport, path: str | Path) -> Path:
         BackendUnavailable: matplotlib is not installed.
         InputError: no rung has run, or the suffix is not one that matplotlib writes.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise BackendUnavailable("matplotlib is not installed", fix='pip install "dhead-trt[plot]"') from e
-
-    from ..files import atomic_path
-
     rungs = [r for r in report.rungs if r.stats]
     if not rungs:
         raise InputError("There is nothing to draw", received="a report in which no rung ran")
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 1.7 + 0.36 * len(rungs)), layout="constrained")
-        FigureCanvasAgg(figure)
+    title = f"Parity of {report.model}: {_verdict(report)}"
+    with saved_figure(path, (11, 1.7 + 0.36 * len(rungs)), title=title) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for axis, output, label in (
             (left, "boxes", "box error [px of the network input]"),
@@ -54,22 +45,13 @@ def plot(report: ParityReport, path: str | Path) -> Path:
         for tick, rung in zip(left.get_yticklabels(), rungs, strict=True):
             tick.set_color(_COLORS.get(rung.status, "black"))
         left.set_ylim(len(rungs) - 0.4, -0.6)
-        figure.suptitle(f"Parity of {report.model}: {_verdict(report)}", fontsize=11, x=0.01, ha="left")
         figure.supxlabel(
             "thick: median to p99.9 · thin: to the largest · dot: mean · tick: limit"
             + f"\nreference: {next((r.name for r in report.rungs if r.status == 'reference'), 'none')}",
             fontsize=8,
             color="#555555",
         )
-        target = Path(path)
-        suffix = target.suffix.lstrip(".").lower()
-        if suffix not in figure.canvas.get_supported_filetypes():
-            raise InputError(
-                "The picture has no known format", received=repr(target.suffix), expected=".png, .svg or .pdf"
-            )
-        with atomic_path(target) as temporary:
-            figure.savefig(temporary, dpi=130, format=suffix)
-    return target
+    return Path(path)
 
 
 def _panel(axis: Any, rungs: list[Rung], output: str, label: str) -> None:

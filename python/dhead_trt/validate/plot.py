@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .._figure import saved_figure
 from ..detections import Detections
-from ..errors import BackendUnavailable, InputError
-from ..files import atomic_path
 from .agreement import IOUS, Agreement
 from .mean_ap import ValReport
 
@@ -51,7 +50,7 @@ def plot_validation(report: ValReport, path: str | Path) -> Path:
         right.barh([c.name for c in by_ap], [c.ap50 for c in by_ap], color="#c9d8e8", label="AP50")
         right.barh([c.name for c in by_ap], [c.ap for c in by_ap], color="#2b5d8a", label="AP50-95")
         right.set(xlim=(0, 1), xlabel="average precision")
-        right.legend(fontsize=8, frameon=False, loc="lower right")
+        right.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
 
     return _figure(path, title, top, pairs, sides)
 
@@ -92,16 +91,8 @@ def _figure(
     pairs: Sequence[tuple[Detections, Detections, str]],
     sides: tuple[str, str],
 ) -> Path:
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise BackendUnavailable("matplotlib is not installed", fix='pip install "dhead-trt[plot]"') from e
     shown = [p for p in pairs if p[0].source is not None and Path(p[0].source).is_file()]
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(12, 4.6 + 5.2 * len(shown)), layout="constrained")
-        FigureCanvasAgg(figure)
+    with saved_figure(path, (12, 4.6 + 5.2 * len(shown)), title=title, dpi=110) as figure:
         grid = figure.add_gridspec(1 + len(shown), 2, height_ratios=[4.2, *([5.2] * len(shown))])
         top(figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1]))
         for row, (a, b, note) in enumerate(shown, 1):
@@ -110,16 +101,7 @@ def _figure(
                 axis.imshow(_drawn(found, str(a.source)))
                 axis.set_axis_off()
                 axis.set_title(f"{Path(str(a.source)).name}, {note}: {side}, {len(found)} boxes", fontsize=9)
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-        target = Path(path)
-        try:
-            with atomic_path(target) as temporary:
-                figure.savefig(temporary, format=target.suffix[1:].lower() or "png", dpi=110)
-        except ValueError as e:
-            raise InputError(
-                "The picture cannot be written", received=target.name, expected=".png, .svg or .pdf"
-            ) from e
-    return target
+    return Path(path)
 
 
 def _drawn(found: Detections, source: str) -> Any:
