@@ -1,0 +1,1 @@
+"""Training of small detectors: data, losses, assignment, schedule, trainer."""
