@@ -62,3 +62,14 @@ def sample_pages(sample_page: Path, tmp_path_factory: pytest.TempPathFactory) ->
         (page if size == page.size else page.resize(size, Image.Resampling.LANCZOS)).save(path)
         pages.append(path)
     return pages
+
+
+@pytest.fixture(scope="session")
+def document_pages() -> tuple[Path, Path]:
+    """Folders of 25 real document pages each, of different documents: to calibrate with, and held out."""
+    script = load_script("make_test_pages")
+    try:
+        pages = script.fetch()
+    except script.PagesError as e:
+        pytest.skip(f"the document pages cannot be made: {e}")
+    return pages.calibration, pages.heldout
