@@ -44,6 +44,6 @@ def test_package_with_another_sha256_is_not_used(tmp_path: Path) -> None:
     apt.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(apt.parent), prepend=os.pathsep)
-        with pytest.raises(script.PagesError, match="has sha256 .* not used"):
+        with pytest.raises(script.PagesError, match=r"has sha256 .* not used"):
             script.fetch(tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.deb"))
