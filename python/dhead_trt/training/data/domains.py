@@ -83,7 +83,7 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
             Domain(
                 "low_light",
                 "the scenes of mixed at a tenth of the light, with the noise of a sensor",
-                light=(0.08, 0.3),
+                light=(0.1, 0.35),
                 contrast=150.0,
                 noise=(1.5, 4.0),
                 shot=14.0,

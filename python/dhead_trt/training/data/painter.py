@@ -160,7 +160,7 @@ class _Canvas:
         if light < 0.5:
             x = np.square(self.columns / self.width - np.float32(rng.uniform(0.3, 0.7)))
             y = np.square(self.rows / self.height - np.float32(rng.uniform(0.3, 0.7)))
-            image = image * (light * (1 - np.float32(rng.uniform(0, 0.8)) * (x[None, :] + y[:, None])))
+            image = image * (light * (1 - np.float32(rng.uniform(0, 0.5)) * (x[None, :] + y[:, None])))
         else:
             image = image * light
         grain = _grain(rng, self.height, self.width)
