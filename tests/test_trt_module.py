@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 import dhead_trt
 from conftest import ROOT
 from dhead_trt.errors import ArtifactError, BackendUnavailable, BuildError, DheadError, InputError
-from trt_standin import StandIn, header_dirs, header_major
+from trt_standin import StandIn, header_dirs, header_major, interrupt_a_build
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
@@ -175,32 +174,9 @@ def test_callbacks_stop_a_build(standin: StandIn, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_stops_a_build() -> None:
-    """In a process of its own: what other tests left of the signal's handling is not part of this."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "interrupted_build"]
-    done = subprocess.run(
-        [*command, __file__],
-        env={**os.environ, "DHEAD_TEST_INTERRUPT": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "1 passed" in done.stdout
-
-
-@pytest.mark.skipif("DHEAD_TEST_INTERRUPT" not in os.environ, reason="run by test_ctrl_c_stops_a_build, on its own")
-def test_interrupted_build(standin: StandIn, tmp_path: Path) -> None:
-    standin.set("build_steps", 10_000)
-    standin.set("step_ms", 2)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        standin.module.build(standin.library(), model(), output=str(tmp_path / "x.plan"))
-    timer.join()
-    assert time.monotonic() - started < 5
-    assert list(tmp_path.iterdir()) == []
+def test_ctrl_c_stops_a_build(tmp_path: Path) -> None:
+    """A real SIGINT: KeyboardInterrupt, and no file."""
+    interrupt_a_build("standin", model(), tmp_path)
 
 
 def test_other_threads_run_while_a_build_does(standin: StandIn) -> None:

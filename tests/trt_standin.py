@@ -151,3 +151,13 @@ def load_module(folder: Path, major: int) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def interrupt_a_build(kind: str, model: bytes, folder: Path) -> None:
+    """Runs interrupt_build.py on `model`, and checks that the interrupted build leaves nothing in `folder`."""
+    source = folder / "model.onnx"
+    source.write_bytes(model)
+    command = [sys.executable, str(ROOT / "tests" / "interrupt_build.py"), kind, str(source), str(folder / "x.plan")]
+    path = os.pathsep.join(p for p in sys.path if p)
+    assert run(command, env=os.environ | {"PYTHONPATH": path}, timeout=120) == "interrupted\n"
+    assert list(folder.iterdir()) == [source]
