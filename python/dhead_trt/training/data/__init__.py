@@ -1,6 +1,6 @@
 """What a detector is trained on: generated scenes, COCO and YOLO data sets, augmentation."""
 
-from .augment import Augmentation, Augmented, Samples, augment
+from .augment import Augmentation, Samples, augment
 from .domains import DOMAINS, Domain, domain
 from .folders import CocoDataset, YoloDataset
 from .labels import LabelCounts
@@ -12,7 +12,6 @@ __all__ = [
     "DOMAINS",
     "SHAPE_NAMES",
     "Augmentation",
-    "Augmented",
     "CocoDataset",
     "Domain",
     "LabelCounts",

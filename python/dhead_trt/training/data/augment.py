@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from ...errors import InputError
 from ...letterbox import PAD_VALUE
 from .scenes import Sample
 
-__all__ = ["Augmentation", "Augmented", "augment", "flip", "rescale"]
+__all__ = ["Augmentation", "augment", "flip", "rescale"]
 
 _KEPT_SIDE = 2.0  # pixels
 
@@ -61,31 +60,6 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample: ...
-
-
-class Augmented(Dataset[Sample]):
-    """A data set whose samples are varied anew in every epoch; the same for the same seed, epoch and index.
-
-    Args:
-        data: the data set.
-        augmentation: how.
-        seed: of the variations.
-    """
-
-    def __init__(self, data: Samples, augmentation: Augmentation | None = None, *, seed: int = 0) -> None:
-        self.data, self.augmentation, self.seed, self.epoch = data, augmentation or Augmentation(), seed, 0
-        self.names, self.size = data.names, data.size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Other variations from here on. With worker processes, call it before the loader starts them."""
-        self.epoch = int(epoch)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Sample:
-        image, targets = self.data[index]
-        return augment(image, targets, self.augmentation, np.random.default_rng((self.seed, self.epoch, index)))
 
 
 def augment(image: Tensor, targets: Tensor, how: Augmentation, rng: np.random.Generator) -> Sample:
