@@ -24,6 +24,7 @@ COMMANDS = {
     "build": "turn an ONNX graph or a head into an engine",
     "infer": "run an engine on pictures or feature maps",
     "val": "measure mAP on labelled images, and agreement with another model",
+    "bench": "measure latency, throughput and memory of engines, side by side",
     "parity": "prove that every step computes what the original computes",
     "inspect": "show what an ONNX graph or an engine is",
     "doctor": "show what is installed and what runs on this machine",
