@@ -51,6 +51,10 @@ class Augmentation:
                     f"Augmentation.{field.name} is out of range", received=value, expected=f"0 to {most:g}"
                 )
 
+    def __call__(self, image: Tensor, targets: Tensor, rng: np.random.Generator) -> Sample:
+        """`augment` by these settings: what the trainer's loader calls."""
+        return augment(image, targets, self, rng)
+
 
 class Samples(Protocol):
     """A data set of samples with the attributes ours have."""
