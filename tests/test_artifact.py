@@ -71,6 +71,15 @@ def test_reads_back_what_it_wrote(tmp_path: Path, name: str) -> None:
     assert str(tmp_path) not in artifact.sidecar.read_text(encoding="utf-8"), "the sidecar names this machine's folders"
 
 
+def test_sidecars_of_the_first_schema_are_read(tmp_path: Path) -> None:
+    artifact = make(tmp_path)
+    edit(artifact, schema=1, detection=...)
+    assert Artifact.load(artifact.plan) == artifact
+    edit(artifact, schema=SCHEMA)
+    with pytest.raises(ArtifactError, match=r"missing fields \['detection'\]"):
+        Artifact.load(artifact.plan)
+
+
 def test_a_moved_engine_still_loads(tmp_path: Path) -> None:
     make(tmp_path)
     there = tmp_path / "elsewhere"

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
+from .baked import Baked
 from .errors import ArtifactError, InputError
 from .files import atomic_path, sha256_of
 from .spec import HeadSpec
 
 __all__ = ["SCHEMA", "Artifact", "FileRecord", "TensorInfo"]
 
-SCHEMA = 1
+SCHEMA = 2  # 2 added `detection`
 FORMS = ("native", "raw", "decoded", "detections")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
@@ -121,6 +122,8 @@ class Artifact:
         options: build options that matter for a rebuild.
         report: figures of surgery and verification.
         notes: sentences a person should read: fall-backs, choices made for them.
+        detection: conf, iou and the rest that a plan of form "detections" holds; None for other forms, and where it was
+            built by a dhead_trt that did not record them.
         schema: version of the sidecar's layout.
     """
 
@@ -140,6 +143,7 @@ class Artifact:
     options: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    detection: Baked | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -170,6 +174,8 @@ class Artifact:
             raise InputError(
                 "The sidecar describes another plan", received=self.plan.name, expected=self.files[0].name, fix=_REBUILD
             )
+        if self.detection is not None and (self.form != "detections" or not isinstance(self.detection, Baked)):
+            raise InputError("Artifact.detection is for plans of form 'detections'", received=repr(self.detection))
         if self.form == "raw" and self.spec is not None:
             names = tuple(t.name for t in self.outputs)
             if names != self.spec.input_names:
@@ -258,6 +264,8 @@ class Artifact:
                 expected=f"schema {SCHEMA} at most",
                 fix="Upgrade dhead_trt here, or build the engine with the version installed here",
             )
+        if schema == 1:
+            data |= {"detection": None, "schema": SCHEMA}
         known = {f.name for f in fields(cls)} - {"plan"}
         unknown, missing = sorted(set(data) - known), sorted(known - set(data))
         if unknown or missing:
@@ -267,6 +275,8 @@ class Artifact:
             for key in ("inputs", "outputs"):
                 data[key] = [TensorInfo(**t) for t in data[key]]
             data["files"] = [FileRecord(**f) for f in data["files"]]
+            if data["detection"] is not None:
+                data["detection"] = Baked(**data["detection"])
             if not data["files"]:
                 raise bad("it lists no files")
             for key in ("options", "report"):

@@ -19,6 +19,7 @@ from . import __version__
 from .artifact import Artifact, FileRecord, TensorInfo
 from .backends import Backend, BuildRequest, choose_backend, get_backend
 from .backends.base import silent
+from .baked import baked_options
 from .errors import ArtifactError, BackendUnavailable, BuildError, InputError
 from .files import atomic_files
 from .progress import ProgressCallback
@@ -165,6 +166,7 @@ def build(
             options={**built.options, "io_dtype": io_dtype},
             report=report,
             notes=(() if why is None else (why,)) + built.notes,
+            detection=baked_options(graph),
         )
         if verify:
             tell("verifying the plan", None)
