@@ -23,9 +23,11 @@ COMMANDS = {
     "export": "write the ONNX graph of a head: ours, or your own",
     "build": "turn an ONNX graph or a head into an engine",
     "infer": "run an engine on pictures or feature maps",
+    "view": "show what an engine finds, on a page in the browser",
     "val": "measure mAP on labelled images, and agreement with another model",
     "bench": "measure latency, throughput and memory of engines, side by side",
     "parity": "prove that every step computes what the original computes",
+    "train": "train a detector on generated scenes or your own images",
     "inspect": "show what an ONNX graph or an engine is",
     "doctor": "show what is installed and what runs on this machine",
 }

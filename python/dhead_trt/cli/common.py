@@ -118,7 +118,8 @@ class Source:
 def resolve(args: argparse.Namespace, name: str | None = None) -> Source:
     """The model that MODEL (or `name`) means.
 
-    A file of weights (.pt, .pth) is a state dict of the network that --head names; nothing else is ever unpickled.
+    A detector that `dhead-trt train` wrote (.safetensors) says itself what it is. A file of weights (.pt, .pth) is a
+    state dict of the network that --head names; nothing else is ever unpickled.
 
     Raises:
         InputError: no such file, module or attribute, or what it gives is no torch module; weights without --head, or
@@ -128,6 +129,11 @@ def resolve(args: argparse.Namespace, name: str | None = None) -> Source:
     path = Path(text)
     if path.is_file() and path.suffix in {".pt", ".pth"}:
         return Source(path.stem, model=_head_of(path, args).eval())
+    if path.is_file() and path.suffix == ".safetensors":
+        from ..training.model import load_weights
+
+        _torch()
+        return Source(path.stem, model=load_weights(path))
     if text in HEADS:
         model = _own_head(text, args)
     elif path.is_file():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..spec import DistanceUnit, HeadSpec
+from .backbone import BACKBONES, Backbone
 from .base import Head, conv_block, initialize, set_class_prior
-from .decoded import anchor_boxes, by_anchor, expected_distances
+from .decoded import WholeModel, anchor_boxes, by_anchor, expected_distances
 
 __all__ = ["CHANNELS", "YOLOv8DecoupledHead", "create_yolov8_decoupled"]
 
@@ -107,16 +110,31 @@ class YOLOv8DecoupledHead(Head):
         return boxes, scores
 
 
-def create_yolov8_decoupled(config: str = "n", num_classes: int = 80) -> YOLOv8DecoupledHead:
-    """The decoupled head with the channels of a model size.
+@overload
+def create_yolov8_decoupled(
+    config: str = "n", num_classes: int = 80, *, complete: Literal[False] = False
+) -> YOLOv8DecoupledHead: ...
+@overload
+def create_yolov8_decoupled(config: str = "n", num_classes: int = 80, *, complete: Literal[True]) -> WholeModel: ...
+def create_yolov8_decoupled(
+    config: str = "n", num_classes: int = 80, *, complete: bool = False
+) -> YOLOv8DecoupledHead | WholeModel:
+    """The decoupled head with the channels of a model size, or a complete model with random weights.
 
     Args:
         config: "n", "s", "m", "l" or "x".
         num_classes: C.
+        complete: with a backbone of that size's widths and depths in front, whose neck gives the head its channels.
+
+    Returns:
+        The head, or a WholeModel that takes images [B, 3, H, W], H and W multiples of 32.
 
     Raises:
         InputError: the size is not known.
     """
     if config not in CHANNELS:
         raise InputError("The model size is not known", received=repr(config), expected=f"one of {sorted(CHANNELS)}")
-    return YOLOv8DecoupledHead(num_classes, CHANNELS[config])
+    head = YOLOv8DecoupledHead(num_classes, CHANNELS[config])
+    if not complete:
+        return head
+    return WholeModel(Backbone(replace(BACKBONES[config], neck=CHANNELS[config])), head)
