@@ -29,6 +29,16 @@ if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] &&
         echo "not installed: the tests of the NEON code will be skipped"
 fi
 
+# The page of `dhead-trt view` is tested in Chromium; where it cannot be had, those tests are skipped and say so.
+browser=(chromium chromium-driver)
+if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] && ! { command -v chromium && command -v chromedriver; } >/dev/null
+then
+    note "apt-get install ${browser[*]}"
+    { timeout 120 apt-get -qq update && DEBIAN_FRONTEND=noninteractive timeout 420 \
+        apt-get -qq install -y --no-install-recommends "${browser[@]}"; } >/dev/null ||
+        echo "not installed: the tests of the page in a browser will be skipped"
+fi
+
 lint=0 test=0
 note "make lint"
 make lint || lint=$?
