@@ -33,9 +33,8 @@ _SUMS = {
     "ReduceLogSumExp",
     "ReduceSum",
     "ReduceSumSquare",
-    "DequantizeLinear",
-    "QuantizeLinear",
 }
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
 _ALL_ALIKE = {"BatchNormalization", "Pow"}  # ONNX lets the types of their inputs differ, engines do not
 
 
@@ -207,6 +206,8 @@ class _Rewrite:
     def _half_slots(self, index: int) -> tuple[set[int], set[int]] | None:
         """Inputs and outputs of a node that become float16, or None where it stays in float32."""
         node = self.view.nodes[index]
+        if node.op_type in _QDQ:
+            return self._qdq_slots(index)
         layout = node.op_type in LAYOUT and index in self.view.data and self._data_inputs_are_half(index)
         if (index not in self.network and not layout) or index in self.keep or node.op_type in _SUMS:
             return None
@@ -223,6 +224,16 @@ class _Rewrite:
             self.why[node.name or node.output[0]] = spoiled
             return None
         return slots
+
+    def _qdq_slots(self, index: int) -> tuple[set[int], set[int]] | None:
+        """A quantizer reads what there is; a dequantizer (of weights too) gives float16 to what computes in it."""
+        node = self.view.nodes[index]
+        if self.opsets.get("ai.onnx", 1) < 19 or self._spoiled(node, {1}):
+            return None
+        if node.op_type == "QuantizeLinear":
+            return ({0, 1}, set()) if self.now.get(node.input[0]) == HALF else None
+        readers = [i for i, names in enumerate(self.view.inputs) if node.output[0] in names]
+        return ({1}, {0}) if any(i in self.network and i not in self.keep for i in readers) else None
 
     def _data_inputs_are_half(self, index: int) -> bool:
         floats = [n for n in self.view.nodes[index].input if self._was_float(n)]
