@@ -8,9 +8,22 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .errors import BackendUnavailable, InputError
 
-__all__ = ["DeviceView", "availability", "cuda_module", "empty", "has_allocator", "on_gpu", "stream_handle", "view"]
+__all__ = [
+    "DeviceView",
+    "availability",
+    "cuda_module",
+    "empty",
+    "has_allocator",
+    "on_gpu",
+    "stream_handle",
+    "to_host",
+    "view",
+]
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _DLPACK_TYPES = {0: "i", 1: "u", 2: "f", 6: "b"}
@@ -47,13 +60,19 @@ def on_gpu(array: Any, stream: Any = None) -> bool:
     Raises:
         InputError: it does not, and yet there is a `stream`.
     """
-    try:
-        if getattr(array, "__cuda_array_interface__", None) is not None:
-            return True
-    except Exception:
-        return True  # torch's word for a tensor on a GPU that needs grad; `view` says so
-    where = getattr(array, "__dlpack_device__", None)
-    if where is not None and int(where()[0]) in _DLPACK_CUDA:
+    if isinstance(array, np.ndarray):
+        where = None
+    else:
+        try:
+            if getattr(array, "__cuda_array_interface__", None) is not None:
+                return True
+        except Exception:
+            return True  # torch's word for a tensor on a GPU that needs grad; `view` says so
+        try:
+            where = array.__dlpack_device__()
+        except (AttributeError, BufferError, TypeError, ValueError, RuntimeError):
+            where = None
+    if where is not None and int(where[0]) in _DLPACK_CUDA:
         return True
     if stream is not None:
         raise InputError(
@@ -178,6 +197,27 @@ def stream_handle(stream: Any, example: Any = None) -> int:
         "The stream is not of a known kind",
         received=type(stream).__name__,
         expected="an integer, or a stream of torch, CuPy or PyCUDA",
+    )
+
+
+def to_host(array: Any) -> npt.NDArray[Any]:
+    """A device array copied to the host, as numpy; waits for the work on it where its library does.
+
+    Raises:
+        InputError: its library is not known to have a copy.
+    """
+    for name in ("to_host", "get", "numpy", "copy_to_host"):  # ours, CuPy and PyCUDA, TensorRT's, Numba
+        if name != "numpy" or not hasattr(array, "cpu"):
+            copy = getattr(array, name, None)
+            if callable(copy):
+                return np.asarray(copy())
+    if hasattr(array, "detach") and hasattr(array, "cpu"):
+        return np.asarray(array.detach().cpu().numpy())
+    raise InputError(
+        "The array lies on a GPU, and how to copy it is not known",
+        received=type(array).__name__,
+        expected="an array of torch, CuPy, PyCUDA or Numba",
+        fix="Copy it to the host first",
     )
 
 

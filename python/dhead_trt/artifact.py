@@ -122,8 +122,7 @@ class Artifact:
         options: build options that matter for a rebuild.
         report: figures of surgery and verification.
         notes: sentences a person should read: fall-backs, choices made for them.
-        detection: conf, iou and the rest that a plan of form "detections" holds; None for other forms, and where it was
-            built by a dhead_trt that did not record them.
+        detection: conf, iou and the rest that a plan of form "detections" holds; None for other forms.
         schema: version of the sidecar's layout.
     """
 
@@ -265,7 +264,7 @@ class Artifact:
                 fix="Upgrade dhead_trt here, or build the engine with the version installed here",
             )
         if schema == 1:
-            data |= {"detection": None, "schema": SCHEMA}
+            data |= {"detection": _of_schema_1(data), "schema": SCHEMA}
         known = {f.name for f in fields(cls)} - {"plan"}
         unknown, missing = sorted(set(data) - known), sorted(known - set(data))
         if unknown or missing:
@@ -317,6 +316,11 @@ class Artifact:
                     expected=f"{record.size} bytes, sha256 {record.sha256[:12]}…",
                     fix=_REBUILD,
                 )
+
+
+def _of_schema_1(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The detection options of a plan whose sidecar does not say: in those days a build took the defaults."""
+    return Baked().to_dict() if data.get("form") == "detections" else None
 
 
 def _shape(name: str, shape: object) -> Shape:

@@ -29,15 +29,15 @@ class Baked:
     """Options of detection that are part of a plan, as in `dhead_trt.detect`.
 
     Attributes:
-        conf, iou: the defaults only, where `dynamic_thresholds`.
+        conf, iou: only the defaults, where `dynamic_thresholds`.
         max_det: rows of the plan's outputs.
         dynamic_thresholds: the plan has the input `thresholds`.
     """
 
-    conf: float
-    iou: float
-    max_det: int
-    max_candidates: int
+    conf: float = 0.25
+    iou: float = 0.7
+    max_det: int = 300
+    max_candidates: int = 4096
     class_agnostic: bool = False
     multi_label: bool = False
     dynamic_thresholds: bool = False
@@ -91,38 +91,26 @@ def baked_options(model: Any) -> Baked | None:
     return None
 
 
-def thresholds_for(baked: Baked | None, wanted: Wanted) -> npt.NDArray[np.float32]:
-    """The input `thresholds` of a call: what it asks for, else the plan's, else 0.25 and 0.7."""
-    conf = wanted.conf if wanted.conf is not None else 0.25 if baked is None else baked.conf
-    iou = wanted.iou if wanted.iou is not None else 0.7 if baked is None else baked.iou
-    return np.array([conf, iou], np.float32)
+def thresholds_for(baked: Baked, wanted: Wanted) -> npt.NDArray[np.float32]:
+    """The input `thresholds` of a call: what it asks for, else what the plan was built with."""
+    conf = baked.conf if wanted.conf is None else wanted.conf
+    return np.array([conf, baked.iou if wanted.iou is None else wanted.iou], np.float32)
 
 
-def refuse_unlike(baked: Baked | None, wanted: Wanted, *, filtered: bool = True) -> None:
+def refuse_unlike(baked: Baked, wanted: Wanted, *, filtered: bool = True) -> None:
     """Refuses what the plan cannot give.
 
     Args:
-        baked: what the plan holds; None: not known (built before this was recorded), so everything is allowed that
-            only takes away.
-        filtered: results will be filtered by `keep_wanted`; else only the plan's own options are possible.
+        filtered: results will go through `keep_wanted`; else only the plan's own options are possible.
 
     Raises:
         InputError: naming the plan's value and the one asked for.
     """
     fix = "Build the engine in form 'raw', whose calls may change all options"
     for name in ("conf", "iou", "max_det", "max_candidates", "class_agnostic", "multi_label"):
-        asked = getattr(wanted, name)
-        if asked is None or (baked is not None and baked.dynamic_thresholds and name in ("conf", "iou")):
+        asked, held = getattr(wanted, name), getattr(baked, name)
+        if asked is None or (baked.dynamic_thresholds and name in ("conf", "iou")):
             continue
-        if baked is None:
-            if name in ("conf", "max_det") and filtered:
-                continue
-            raise InputError(
-                f"This plan's {name} was fixed when it was built, and its sidecar does not say to what",
-                received=f"{name}={asked!r}",
-                fix=f"Leave {name} out, or build the engine again",
-            )
-        held = getattr(baked, name)
         less = filtered and ((name == "conf" and asked > held) or (name == "max_det" and asked < held))
         same = abs(asked - held) <= 1e-6 if name in ("conf", "iou") else asked == held
         if not (same or less):
@@ -134,7 +122,7 @@ def refuse_unlike(baked: Baked | None, wanted: Wanted, *, filtered: bool = True)
                 fix=fix,
             )
     if wanted.classes is not None and not filtered:
-        raise InputError("The plan gives all classes", received=f"classes={wanted.classes!r}", fix=fix)
+        raise InputError("This plan gives all classes", received=f"classes={wanted.classes!r}", fix=fix)
 
 
 def keep_wanted(found: Mapping[str, npt.NDArray[Any]], wanted: Wanted) -> Arrays:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from ._device import on_gpu
 from .errors import InputError
 from .spec import HeadSpec
 
@@ -18,7 +17,7 @@ def on_device(inputs: Any) -> bool:
     arrays = (
         inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (list, tuple)) else (inputs,)
     )
-    return any(map(_is_device_array, arrays))
+    return any(map(on_gpu, arrays))
 
 
 def infer_on_device(
@@ -67,18 +66,3 @@ def infer_on_device(
         boxes, scores = decode_cuda(maps, spec, out=into, stream=stream)
         return {"boxes": boxes, "scores": scores}
     return detect_cuda(maps, spec, out=into, stream=stream, **options)._asdict()
-
-
-def _is_device_array(array: Any) -> bool:
-    if isinstance(array, np.ndarray):
-        return False
-    try:
-        if hasattr(array, "__cuda_array_interface__"):
-            return True
-    except (RuntimeError, KeyError, TypeError):  # torch: on a GPU, but with gradients, or of a type numpy lacks
-        return True
-    try:
-        kind = array.__dlpack_device__()[0]
-    except (AttributeError, BufferError, TypeError, ValueError, RuntimeError):
-        return False
-    return int(kind) in (2, 13)

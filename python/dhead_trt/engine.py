@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .artifact import Artifact, TensorInfo
 from .backends import get_backend
+from .baked import THRESHOLDS, Baked, Wanted, keep_wanted, refuse_unlike, thresholds_for
 from .device_infer import infer_on_device, on_device
 from .errors import InputError
 from .spec import HeadSpec
@@ -89,6 +90,11 @@ class Engine:
             self._artifact = Artifact.load(path)
         self._output, self._threads = output, threads
         self._route = _route(self._artifact, output)
+        self._baked: Baked | None = None
+        self._inputs = self._artifact.inputs
+        if self._artifact.form == "detections":
+            self._baked = self._artifact.detection or Baked()
+            self._inputs = tuple(t for t in self._inputs if t.name != THRESHOLDS)
         if self._route != "copy":
             from . import postprocess  # the compiled core: if it is missing, say so here and not in the first call
 
@@ -116,8 +122,8 @@ class Engine:
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
-        """The inputs in order, with dtype, shape and profile."""
-        return self._artifact.inputs
+        """The inputs in order, with dtype, shape and profile; without `thresholds`, which `infer` fills in."""
+        return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
@@ -142,6 +148,16 @@ class Engine:
         )
 
     @property
+    def detection(self) -> Baked | None:
+        """The options of detection that are part of the plan (form "detections"); None: every call chooses."""
+        return self._baked
+
+    @property
+    def takes_device_arrays(self) -> bool:
+        """Whether `infer` takes arrays in a GPU's memory, and gives its results there."""
+        return hasattr(self._runner, "infer_device") and self._route != "nms"
+
+    @property
     def device(self) -> str:
         """The device it runs on, in the backend's words."""
         return self._runner.device
@@ -160,13 +176,13 @@ class Engine:
         self,
         inputs: Any,
         *,
-        conf: float = 0.25,
-        iou: float = 0.7,
-        max_det: int = 300,
-        max_candidates: int = 4096,
+        conf: float | None = None,
+        iou: float | None = None,
+        max_det: int | None = None,
+        max_candidates: int | None = None,
         classes: Sequence[int] | None = None,
-        class_agnostic: bool = False,
-        multi_label: bool = False,
+        class_agnostic: bool | None = None,
+        multi_label: bool | None = None,
         out: Mapping[str, NDArray[Any]] | None = None,
         stream: Any = None,
         check: bool = True,
@@ -179,8 +195,10 @@ class Engine:
 
         Args:
             inputs: a dict by name, a sequence in order, or the array itself where there is one input.
-            conf, iou, max_det, max_candidates, classes, class_agnostic, multi_label: as in `postprocess.detect`; they
-                matter for output="detections" only.
+            conf, iou, max_det, max_candidates, classes, class_agnostic, multi_label: as in `postprocess.detect`, whose
+                defaults None stands for; they matter for output="detections" only. A plan that holds them itself
+                (`detection`) can be asked for less of what it gives: a higher conf, a lower max_det, some classes;
+                and for any conf and iou where it has the input `thresholds`.
             out: arrays to write into, by name, as an earlier call returned them; nothing of their size is allocated.
             stream: for GPU backends: the caller's CUDA stream (an integer, or of torch, CuPy or PyCUDA); the call is
                 queued on it and not waited for.
@@ -198,37 +216,26 @@ class Engine:
         """
         if self._closed:
             raise InputError("This engine is closed", fix="Open it again with Engine(path)")
+        wanted = Wanted(conf, iou, max_det, max_candidates, classes, class_agnostic, multi_label)
         if hasattr(self._runner, "infer_device") and (stream is not None or on_device(inputs)):
-            return infer_on_device(
-                self._runner,
-                by_name(self._artifact.inputs, inputs),
-                self._route,
-                self._artifact.spec,
-                out=out,
-                stream=stream,
-                options={
-                    "conf": conf,
-                    "iou": iou,
-                    "max_candidates": max_candidates,
-                    "max_det": max_det,
-                    "classes": classes,
-                    "class_agnostic": class_agnostic,
-                    "multi_label": multi_label,
-                },
-            )
+            return self._infer_on_device(inputs, wanted, out, stream)
         if stream is not None:
             raise InputError(
                 f"{self._artifact.backend} runs on {self.device}, which has no streams", received="stream="
             )
         started = time.perf_counter()
-        bound = bind(self._artifact.inputs, inputs)
+        thresholds = self._thresholds(inputs, wanted)
+        bound = bind(self._inputs, inputs if thresholds is None else _without_thresholds(inputs))
         if check:
             refuse_non_finite(bound)
+        if thresholds is not None:
+            bound[THRESHOLDS] = thresholds
         prepared = time.perf_counter()
         with self._runner.borrow(bound) as raw:
             ran = time.perf_counter()
             if self._route == "copy":
-                result = copy_out(raw, out)
+                chosen = wanted != Wanted() and self._output == "detections"
+                result = copy_out(keep_wanted(raw, wanted) if chosen else raw, out)
             elif self._route == "decode":
                 pair = cast("tuple[Any, Any] | None", pick_out(out, ("boxes", "scores")))
                 boxes, scores = self._postprocess.decode(raw, self.spec, out=pair, threads=self._threads)
@@ -236,13 +243,7 @@ class Engine:
             else:
                 picked = pick_out(out, self._postprocess.DetectResult._fields)
                 options: dict[str, Any] = {
-                    "conf": conf,
-                    "iou": iou,
-                    "max_candidates": max_candidates,
-                    "max_det": max_det,
-                    "classes": classes,
-                    "class_agnostic": class_agnostic,
-                    "multi_label": multi_label,
+                    **_chosen(wanted),
                     "out": None if picked is None else self._postprocess.DetectResult(*picked),
                     "threads": self._threads,
                 }
@@ -289,7 +290,37 @@ class Engine:
     def __repr__(self) -> str:
         tensors = ", ".join(f"{t.name} {t.describe()} {t.dtype}" for t in self.inputs)
         where = f"{self._artifact.backend} {self.precision} on {self.device}"
-        return f"Engine({self._artifact.plan.name!r}, {where}, {tensors})"
+        baked = "" if self._baked is None else f", {self._baked.describe()}"
+        return f"Engine({self._artifact.plan.name!r}, {where}, {tensors}{baked})"
+
+    def _thresholds(self, inputs: Any, wanted: Wanted) -> NDArray[np.float32] | None:
+        """What the input `thresholds` gets, None where there is none; after a look at what is asked of the plan.
+
+        Raises:
+            InputError: the plan cannot give it.
+        """
+        if self._baked is None:
+            return None
+        if self._output == "detections":
+            refuse_unlike(self._baked, wanted)
+        if not self._baked.dynamic_thresholds:
+            return None
+        if isinstance(inputs, Mapping) and THRESHOLDS in inputs:
+            tensor = next(t for t in self._artifact.inputs if t.name == THRESHOLDS)
+            return bind((tensor,), {THRESHOLDS: inputs[THRESHOLDS]})[THRESHOLDS]
+        return thresholds_for(self._baked, wanted)
+
+    def _infer_on_device(self, inputs: Any, wanted: Wanted, out: Any, stream: Any) -> Arrays:
+        baked = self._baked
+        if baked is not None and self._output == "detections":
+            refuse_unlike(baked, wanted, filtered=False)
+        given = isinstance(inputs, Mapping) and THRESHOLDS in inputs
+        named = by_name(self._artifact.inputs if given else self._inputs, inputs)
+        if baked is not None and baked.dynamic_thresholds and not given:
+            named[THRESHOLDS] = thresholds_for(baked, wanted)
+        return infer_on_device(
+            self._runner, named, self._route, self._artifact.spec, out=out, stream=stream, options=_chosen(wanted)
+        )
 
     def _record(self, started: float, prepared: float, ran: float, ended: float) -> None:
         call = {
@@ -325,3 +356,12 @@ def _route(artifact: Artifact, output: str) -> str:
             fix="Build it in form 'raw' to have all outputs",
         )
     return routes[output]
+
+
+def _chosen(wanted: Wanted) -> dict[str, Any]:
+    """The options that are asked for; those left out have the defaults of `postprocess.detect`."""
+    return {name: value for name, value in vars(wanted).items() if value is not None}
+
+
+def _without_thresholds(inputs: Any) -> Any:
+    return {n: a for n, a in inputs.items() if n != THRESHOLDS} if isinstance(inputs, Mapping) else inputs

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError
 from ..spec import HeadSpec
 from ..tables import facts, size, table
 from .common import emit_json
-
-if TYPE_CHECKING:
-    from ..artifact import Artifact
 
 DESCRIPTION = """\
 Show what an ONNX graph or an engine is: its form, its head, its inputs and outputs, and where each fact comes from.
@@ -83,7 +80,7 @@ def _engine(path: Path, *, verify: bool) -> tuple[dict[str, Any], str]:
                 ("backend", f"{artifact.backend} {artifact.backend_version}"),
                 ("precision", artifact.precision),
                 ("form", artifact.form),
-                *([("detection", _detection(artifact))] if artifact.form == "detections" else []),
+                *([("detection", artifact.detection.describe())] if artifact.detection is not None else []),
                 *([("built for", f"compute capability {capabilities}")] if capabilities else []),
                 *([("built on", artifact.gpu)] if artifact.gpu else []),
                 ("built by", f"dhead_trt {artifact.dhead_trt}"),
@@ -101,12 +98,6 @@ def _engine(path: Path, *, verify: bool) -> tuple[dict[str, Any], str]:
         ),
     ]
     return {"file": str(artifact.plan), "kind": "engine", **artifact.to_dict()}, "\n\n".join(parts)
-
-
-def _detection(artifact: Artifact) -> str:
-    if artifact.detection is None:
-        return "conf, iou and max_det are fixed, to values that were not recorded when it was built"
-    return artifact.detection.describe()
 
 
 def _head(spec: HeadSpec) -> list[tuple[str, object]]:
