@@ -22,6 +22,12 @@ def refuse_onnx(model: object) -> None:
 
 
 def image_input(engine: Engine) -> TensorInfo:
+    """The engine's only input.
+
+    Raises:
+        InputError: it is not an image's, or the engine does not give detections.
+    """
+    names = {t.name for t in engine.outputs}
     tensors = engine.inputs
     tensor = tensors[0]
     if len(tensors) != 1 or len(tensor.shape) != 4 or tensor.shape[1] != 3 or not tensor.dtype.startswith("float"):
@@ -30,6 +36,13 @@ def image_input(engine: Engine) -> TensorInfo:
             received=", ".join(f"{t.name} {t.describe()} {t.dtype}" for t in tensors),
             expected="one float input [batch, 3, height, width]",
             fix="Use Engine for a head alone",
+        )
+    if not {"num_dets", "det_boxes", "det_scores", "det_classes"} <= names:
+        raise InputError(
+            "The engine does not give detections",
+            received=", ".join(sorted(names)),
+            expected="num_dets, det_boxes, det_scores, det_classes",
+            fix='Open it with Engine(path, output="detections")',
         )
     return tensor
 

@@ -4,70 +4,42 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from ._detector_setup import batch_range, canvas, image_input, refuse_onnx
-from .detections import Detections, class_ids
+from ._batches import Batches, Canvas, Item, groups
+from ._detector_options import Classes, Options
+from ._detector_setup import refuse_onnx
+from .detections import Detections
 from .engine import Engine
 from .errors import DheadError, InputError
-from .images import expand_paths, load_image
-from .letterbox import Letterbox, letterbox, plan_letterbox
+from .images import expand_paths
 from .pipeline import Pipeline
 from .progress import ProgressCallback
 from .video import Video, VideoFrame, detect_frames
 
 __all__ = ["Detector"]
 
-Classes = Iterable[int | str] | int | str
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What a call may change."""
-
-    conf: float
-    iou: float
-    max_det: int
-    classes: Classes | None
-    agnostic: bool
-    multi_label: bool
-    max_candidates: int
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One loaded image of a batch, and where it lies on the canvas."""
-
-    position: int
-    image: npt.NDArray[np.uint8]
-    box: Letterbox
-    source: str | None
-
 
 @dataclass(frozen=True)
 class _Job:
-    """What `submit` was given."""
+    """What `submit` was given: an image to load, one on a GPU that is looked at already, or what was wrong with it."""
 
     source: Any
     bgr: bool
-    options: _Options
+    options: Options
 
 
 @dataclass(frozen=True)
 class _Ready:
     """A job with its image on the canvas."""
 
-    item: _Item
-    batch: npt.NDArray[Any]
-    options: _Options
+    canvas: Canvas
+    options: Options
 
 
 class Detector:
@@ -79,13 +51,15 @@ class Detector:
     Args:
         model: the plan (or sidecar) that `dhead-trt build` wrote, an Artifact, or an open Engine.
         device: where to run, in the backend's words; None: the backend's default.
-        conf: keep where score > conf.
-        iou: NMS suppresses where IoU > iou.
-        max_det: most detections per image.
+        conf: keep where score > conf; default 0.25.
+        iou: NMS suppresses where IoU > iou; default 0.7.
+        max_det: most detections per image; default 300.
         classes: only these, ids or names; None: all.
-        agnostic: one NMS over all classes.
-        multi_label: every class above conf counts at an anchor, not only the best (as Ultralytics' `val`).
-        max_candidates: most boxes per image that enter the NMS.
+        agnostic: one NMS over all classes; default no.
+        multi_label: every class above conf counts at an anchor, not only the best (as Ultralytics' `val`); default no.
+        max_candidates: most boxes per image that enter the NMS; default 4096. A plan of form "detections" holds these
+            options itself (`engine.detection`): its values are then the defaults, and only a higher conf, a lower
+            max_det and classes can be chosen.
         image_size: (height, width) of the canvas, for engines whose input size is not fixed.
         rect: pad images to the next multiple of the stride only, instead of to the whole canvas; needs an engine with a
             dynamic input size.
@@ -108,13 +82,13 @@ class Detector:
         model: str | os.PathLike[str] | Engine | Any,
         device: str | None = None,
         *,
-        conf: float = 0.25,
-        iou: float = 0.7,
-        max_det: int = 300,
+        conf: float | None = None,
+        iou: float | None = None,
+        max_det: int | None = None,
         classes: Classes | None = None,
-        agnostic: bool = False,
-        multi_label: bool = False,
-        max_candidates: int = 4096,
+        agnostic: bool | None = None,
+        multi_label: bool | None = None,
+        max_candidates: int | None = None,
         image_size: tuple[int, int] | None = None,
         rect: bool = False,
         uniform_scale: bool = False,
@@ -132,9 +106,10 @@ class Detector:
             )
         self._queue, self._workers = queue, workers
         self._pipeline: Pipeline[_Job, _Ready, Detections] | None = None
+        self._batches: Batches | None = None
         self._lock = threading.Lock()
         self._closed = False
-        self._spare: list[npt.NDArray[Any]] = []
+        self._bgr = bgr
         self._owned = not isinstance(model, Engine)
         if isinstance(model, Engine):
             if device is not None or engine_options:
@@ -144,24 +119,14 @@ class Detector:
             refuse_onnx(model)
             self._engine = Engine(model, device, threads=threads, **engine_options)
         try:
-            self._tensor = image_input(self._engine)
-            self._check_outputs()
-            self._names = self._engine.spec.names
-            self._size = canvas(self._tensor, image_size or self._engine.spec.image_size, asked=image_size is not None)
-            if rect and -1 not in self._tensor.shape[2:]:
-                raise InputError(
-                    "rect needs an engine with a dynamic input size",
-                    received=f"{self._tensor.name} {self._tensor.describe()}",
-                    fix="Leave rect off, or build the engine from a model with dynamic height and width",
-                )
-            self._rect, self._uniform, self._bgr, self._threads = rect, uniform_scale, bgr, threads
-            self._batches = batch_range(self._tensor)
-            self._options = _Options(conf, iou, max_det, classes, agnostic, multi_label, max_candidates)
-            self._check(self._options)
+            self._batches = Batches(
+                self._engine, image_size=image_size, rect=rect, uniform=uniform_scale, threads=threads
+            )
+            self._options = Options(conf, iou, max_det, classes, agnostic, multi_label, max_candidates)
+            self._options.check(self._engine)
         except BaseException:
             self.close()
             raise
-        self._local = threading.local()
 
     @property
     def engine(self) -> Engine:
@@ -171,12 +136,12 @@ class Detector:
     @property
     def names(self) -> tuple[str, ...]:
         """Class names, or empty."""
-        return self._names
+        return self._engine.spec.names
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the network's input; with `rect`, the most it may be."""
-        return self._size
+        return self._runs.size
 
     def __call__(
         self, source: Any, *, on_error: Literal["raise", "return"] = "raise", bgr: bool | None = None, **options: Any
@@ -184,12 +149,17 @@ class Detector:
         """Detects on one image, or on many.
 
         Args:
-            source: one image (path, PIL image, numpy or torch array; see dhead_trt.images), or many: a list or tuple of
-                them, of any sizes, a folder, or a glob pattern.
+            source: one image (path, PIL image, numpy or torch array, array in a GPU's memory; see dhead_trt.images), or
+                many: a list or tuple of them, of any sizes, a folder, or a glob pattern.
             on_error: "raise": the first image that cannot be read raises, naming it. "return": the error stands in the
                 list in that image's place, and the others are processed.
             bgr: as in the constructor, for this call.
             options: conf, iou, max_det, classes, agnostic, multi_label, max_candidates, for this call.
+
+        Images on a GPU (torch, CuPy, PyCUDA, anything with `__cuda_array_interface__` or DLPack, and
+        `dhead_trt.cuda.Nv12`) go to an engine on that GPU without leaving it: letterbox, engine and NMS run on the
+        stream that is torch's current one for tensors, else the default stream. With an engine on the CPU they are
+        copied to the host first, NV12 frames excepted.
 
         Returns:
             Detections in pixels of the image; for many images a list in their order.
@@ -204,8 +174,9 @@ class Detector:
         elif isinstance(source, (list, tuple)):
             return list(self.stream(source, on_error=on_error, bgr=bgr, **options))
         chosen = self._choose(options, on_error)
+        runs = self._runs
         try:
-            return self._run([self._load(source, 0, self._bgr if bgr is None else bgr)], chosen)[0]
+            return runs.run(runs.fill([runs.load(source, bgr=self._bgr if bgr is None else bgr)]), chosen)[0]
         except DheadError as e:
             if on_error == "return":
                 return e
@@ -242,7 +213,13 @@ class Detector:
             InputError: an option is out of range, or the Detector is closed. Errors of the image are raised by
                 `.result()`.
         """
-        job = _Job(source, self._bgr if bgr is None else bgr, self._choose(options, "raise"))
+        chosen, bgr = self._choose(options, "raise"), self._bgr if bgr is None else bgr
+        if self._runs.on_device(source):  # looked at here, where the caller's stream is the current one
+            try:
+                source = self._runs.load(source, bgr=bgr)
+            except DheadError as e:
+                source = e
+        job = _Job(source, bgr, chosen)
         with self._lock:
             if self._closed:
                 raise InputError("This detector is closed", fix="Open another one")
@@ -289,7 +266,8 @@ class Detector:
             pipeline = self._pipeline
         if pipeline is not None:
             pipeline.close(cancel=cancel)
-        self._spare.clear()
+        if self._batches is not None:
+            self._batches.close()
         if self._owned and hasattr(self, "_engine"):
             self._engine.close()
 
@@ -304,14 +282,19 @@ class Detector:
     def __repr__(self) -> str:
         return f"Detector({self._engine!r})"
 
+    @property
+    def _runs(self) -> Batches:
+        assert self._batches is not None
+        return self._batches
+
     def _stream(
-        self, sources: Iterator[Any], on_error: str, bgr: bool, options: _Options
+        self, sources: Iterator[Any], on_error: str, bgr: bool, options: Options
     ) -> Iterator[Detections | DheadError]:
-        index, more = 0, True
+        runs, index, more = self._runs, 0, True
         while more:
             results: list[Detections | DheadError | None] = []
-            items: list[_Item] = []
-            while len(items) < self._batches[1]:
+            items: list[Item] = []
+            while len(items) < runs.most:
                 source = next(sources, _END)
                 if source is _END:
                     more = False
@@ -319,134 +302,33 @@ class Detector:
                 position = len(results)
                 results.append(None)
                 try:
-                    items.append(self._load(source, position, bgr))
+                    items.append(runs.load(source, bgr=bgr, position=position))
                 except DheadError as e:
                     numbered = _numbered(e, index + position)
                     if on_error == "raise":
                         raise numbered from e
                     results[position] = numbered
-            for group in _groups(items):
-                for item, found in zip(group, self._run(group, options), strict=True):
+            for group in groups(items):
+                for item, found in zip(group, runs.run(runs.fill(group), options), strict=True):
                     results[item.position] = found
             index += len(results)
             yield from (r for r in results if r is not None)
 
-    def _load(self, source: Any, position: int, bgr: bool) -> _Item:
-        image = load_image(source, bgr=bgr)
-        stride = max(self._engine.spec.strides)
-        box = plan_letterbox((image.shape[0], image.shape[1]), self._size, rect=self._rect, stride=stride)
-        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-        return _Item(position, image, box, name)
-
-    def _run(self, items: Sequence[_Item], options: _Options) -> list[Detections]:
-        """The detections of images of one canvas size, at most one batch of them."""
-        batch = self._buffer(self._batch_shape(items))
-        self._fill(batch, items)
-        return self._infer(batch, items, options)
-
     def _prepare(self, job: _Job) -> _Ready:
         """The first half of a submitted job."""
-        items = [self._load(job.source, 0, job.bgr)]
-        shape, batch = self._batch_shape(items), None
-        with self._lock:
-            spare = [i for i, b in enumerate(self._spare) if b.shape == shape]
-            if spare:
-                batch = self._spare.pop(spare[-1])
-        if batch is None:
-            batch = np.empty(shape, dtype=self._tensor.dtype)
-        self._fill(batch, items)
-        return _Ready(items[0], batch, job.options)
+        if isinstance(job.source, DheadError):
+            raise job.source
+        item = job.source if isinstance(job.source, Item) else self._runs.load(job.source, bgr=job.bgr)
+        return _Ready(self._runs.fill([item]), job.options)
 
     def _complete(self, ready: _Ready) -> Detections:
         """The second half."""
-        try:
-            return self._infer(ready.batch, [ready.item], ready.options)[0]
-        finally:
-            with self._lock:
-                self._spare.append(ready.batch)
-                del self._spare[: -sum(self._workers)]
+        return self._runs.run(ready.canvas, ready.options)[0]
 
-    def _batch_shape(self, items: Sequence[_Item]) -> tuple[int, ...]:
-        return max(len(items), self._batches[0]), 3, *items[0].box.size
-
-    def _fill(self, batch: npt.NDArray[Any], items: Sequence[_Item]) -> None:
-        for slot, item in enumerate(items):
-            letterbox(
-                item.image,
-                self._size,
-                dtype=batch.dtype,
-                rect=self._rect,
-                stride=max(self._engine.spec.strides),
-                out=batch[slot],
-                threads=self._threads,
-            )
-        batch[len(items) :] = 0  # a batch that must be full
-
-    def _infer(self, batch: npt.NDArray[Any], items: Sequence[_Item], options: _Options) -> list[Detections]:
-        out = self._engine.infer(
-            {self._tensor.name: batch},
-            conf=options.conf,
-            iou=options.iou,
-            max_det=options.max_det,
-            max_candidates=options.max_candidates,
-            classes=None if options.classes is None else class_ids(options.classes, self._names),
-            class_agnostic=options.agnostic,
-            multi_label=options.multi_label,
-            check=False,  # made of whole numbers, by the letterbox
-        )
-        return [self._finish(item, slot, out) for slot, item in enumerate(items)]
-
-    def _finish(self, item: _Item, slot: int, out: dict[str, npt.NDArray[Any]]) -> Detections:
-        count = int(out["num_dets"].reshape(-1)[slot])
-        boxes = item.box.to_image(out["det_boxes"][slot, :count], uniform=self._uniform)
-        return Detections(
-            boxes.astype(np.float32),
-            out["det_scores"][slot, :count],
-            out["det_classes"][slot, :count],
-            self._names,
-            item.box.source,
-            item.source,
-        )
-
-    def _buffer(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """This thread's input buffer, kept for the next batch of the same shape."""
-        buffer: npt.NDArray[Any] | None = getattr(self._local, "buffer", None)
-        if buffer is None or buffer.shape != shape:
-            buffer = self._local.buffer = np.empty(shape, dtype=self._tensor.dtype)
-        return buffer
-
-    def _choose(self, changes: dict[str, Any], on_error: str) -> _Options:
+    def _choose(self, changes: dict[str, Any], on_error: str) -> Options:
         if on_error not in ("raise", "return"):
             raise InputError("on_error is not known", received=repr(on_error), expected="'raise' or 'return'")
-        unknown = sorted(set(changes) - set(_Options.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(_Options.__dataclass_fields__)
-            raise InputError("There is no such option", received=", ".join(unknown), expected=known)
-        chosen = replace(self._options, **changes)
-        self._check(chosen)
-        return chosen
-
-    def _check(self, options: _Options) -> None:
-        for name in ("conf", "iou"):
-            value = getattr(options, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 <= value <= 1:
-                raise InputError(f"{name} is out of range", received=repr(value), expected="0 to 1")
-        for name in ("max_det", "max_candidates"):
-            value = getattr(options, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise InputError(f"{name} is out of range", received=repr(value), expected="1 or more")
-        if options.classes is not None:
-            class_ids(options.classes, self._names)
-
-    def _check_outputs(self) -> None:
-        names = {t.name for t in self._engine.outputs}
-        if not {"num_dets", "det_boxes", "det_scores", "det_classes"} <= names:
-            raise InputError(
-                "The engine does not give detections",
-                received=", ".join(sorted(names)),
-                expected="num_dets, det_boxes, det_scores, det_classes",
-                fix='Open it with Engine(path, output="detections")',
-            )
+        return self._options.changed(changes, self._engine)
 
 
 _END = object()
@@ -454,14 +336,6 @@ _END = object()
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _groups(items: Sequence[_Item]) -> list[list[_Item]]:
-    """Items by canvas size, in order of first appearance."""
-    groups: dict[tuple[int, int], list[_Item]] = {}
-    for item in items:
-        groups.setdefault(item.box.size, []).append(item)
-    return list(groups.values())
 
 
 def _numbered(error: DheadError, index: int) -> DheadError:

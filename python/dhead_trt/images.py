@@ -7,7 +7,9 @@ What is converted, and how:
 - 16-bit grey (files, PIL, numpy uint16): divided by 257 and rounded, the full range to the full range;
 - floating point: 0 … 1, times 255 and rounded; NaN, infinities and values outside are refused;
 - grey [H, W] or [H, W, 1] and alpha [H, W, 4] arrays: grey is repeated without a copy, alpha is dropped;
-- torch tensors on the CPU: [3, H, W] or [H, W, 3].
+- torch tensors: [3, H, W] or [H, W, 3];
+- arrays in a GPU's memory (torch, CuPy, PyCUDA, Numba): copied to the host. A Detector whose engine runs on that GPU
+  does not come here: it takes them where they are.
 
 numpy uint8 [H, W, 3] is used in place.
 """
@@ -22,6 +24,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from ._device import on_gpu, to_host
+from .cuda import Nv12
 from .errors import BackendUnavailable, InputError
 
 __all__ = ["IMAGE_SUFFIXES", "expand_paths", "load_image"]
@@ -36,7 +40,7 @@ def load_image(source: Any, *, bgr: bool = False) -> Image8:
     """One image as uint8 [height, width, 3] in RGB order; possibly a view of the caller's array.
 
     Args:
-        source: path of a file, PIL image, numpy array or torch CPU tensor, as described in the module.
+        source: path of a file, PIL image, numpy array, torch tensor or device array, as described in the module.
         bgr: arrays and tensors have their channels in the order B, G, R (OpenCV's). Files and PIL images know theirs.
 
     Raises:
@@ -50,8 +54,16 @@ def load_image(source: Any, *, bgr: bool = False) -> Image8:
             return _from_pil(source)
         except _pillow_errors() as e:
             raise InputError("The PIL image cannot be read", received=_first_line(e), expected="a whole image") from e
+    if isinstance(source, Nv12):
+        raise InputError(
+            "NV12 frames need an engine on a GPU, and the CUDA kernels",
+            received="Nv12",
+            fix="Convert the frame to RGB, or build the engine with backend='tensorrt'",
+        )
     if _is_a(source, "torch", "Tensor"):
         source = _from_torch(source)
+    elif not isinstance(source, np.ndarray) and on_gpu(source):
+        source = to_host(source)
     if not isinstance(source, np.ndarray):
         raise InputError(
             "This is not an image",
@@ -149,14 +161,15 @@ def _wide_pil(image: Any) -> npt.NDArray[Any]:
 
 
 def _from_torch(tensor: Any) -> npt.NDArray[Any]:
-    if tensor.device.type != "cpu":
-        raise InputError(
-            "The tensor is not on the CPU", received=str(tensor.device), expected="cpu", fix="Pass tensor.cpu()"
-        )
     tensor = tensor.detach()
     if str(tensor.dtype) == "torch.bfloat16":
         tensor = tensor.float()
-    array = cast("npt.NDArray[Any]", tensor.numpy())
+    try:
+        array = cast("npt.NDArray[Any]", tensor.cpu().numpy())
+    except (RuntimeError, TypeError, NotImplementedError) as e:  # sparse, quantised, or without data ("meta")
+        raise InputError(
+            "The tensor cannot be read", received=f"{tensor.dtype} on {tensor.device}: {_first_line(e)}"
+        ) from e
     if array.ndim == 3 and array.shape[0] in (1, 3, 4):  # channels first is torch's habit, and wins where both would do
         array = array.transpose(1, 2, 0)
     return array
