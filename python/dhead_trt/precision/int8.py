@@ -197,7 +197,7 @@ class _Insert:
     def _pair(self, key: str) -> str:
         if key not in self.pair_of:
             source, stem = self.plan.source[key], key.replace("@", "_for_")
-            scale = self._constant(f"{stem}_scale", self._scale(np.float32(self.plan.amax[key])))
+            scale = self._constant(f"{stem}_scale", self._scale(self.plan.amax[key]))
             zero = self._constant(f"{stem}_zero", np.int8(0))
             q, dq = self._unique(f"{stem}_int8"), self._unique(f"{stem}_dq")
             make = self.onnx.helper.make_node
@@ -236,7 +236,7 @@ class _Insert:
                 received=f"{scales.size} values, from {scales.min(initial=np.inf):g}",
                 expected=f"{len(values)} finite positive ones, one per output channel",
             )
-        return self._scale(scales * LEVELS)
+        return self._scale(scales.astype(np.float64) * LEVELS)  # exact, so that a trained scale comes back
 
     def _scale(self, amax: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """amax / 127, on float16's grid where it must be; never 0."""
