@@ -93,10 +93,19 @@ def build_detector(
             "dynamic": DynamicDecoupledHead,
         }
         made = kinds[head](**where, reg_max=reg_max, names=names)
+    if made.spec.bins == 1:
+        start_boxes(made)
     model = Detector(backbone, made, head, sized)
     if image_size is not None:
         model.set_image_size(image_size)
     return model
+
+
+def start_boxes(head: nn.Module, cells: float = 2.0) -> None:
+    """Lets the boxes of a head without bins start that large: a box without an area has no gradient."""
+    for name, module in head.named_modules():
+        if "reg_pred" in name and isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.constant_(module.bias, cells)
 
 
 def save_weights(
