@@ -1,84 +1,205 @@
+// The letterbox on the CPU: cuts the canvas into bands of rows and runs the row kernels of the chosen SIMD level over
+// them. What they leave out (other layouts of the source, images too narrow) is here, one sample at a time.
 #include <algorithm>
-#include <array>
 #include <cstring>
+#include <utility>
 #include <vector>
 
+#include "cpu_common.h"
+#include "dhead/decode_cpu.h"
 #include "dhead/letterbox.h"
 #include "dhead/parallel.h"
+#include "letterbox_kernels.h"
 
 namespace dhead {
 namespace {
 
-// binary16 of value / 255, round to nearest even. Zero and normal numbers only: 1/255 is well above the subnormals.
-uint16_t half_of_unit(int value) {
-    const float unit = letterbox_unit(value);
-    uint32_t bits;
-    std::memcpy(&bits, &unit, sizeof bits);
-    if (bits == 0) return 0;
-    const uint32_t rounded = bits + 0xFFF + ((bits >> 13) & 1);
-    return static_cast<uint16_t>((rounded - ((127U - 15U) << 23)) >> 13);
+using cpu::kColumnGroup;
+using cpu::LetterboxKernels;
+
+const LetterboxKernels& letterbox_kernels_for(const char* simd) {
+    const LetterboxKernels* const all[] = {
+        &cpu::letterbox_kernels_scalar(),
+#if defined(__x86_64__) || defined(_M_X64)
+        &cpu::letterbox_kernels_sse2(),
+        &cpu::letterbox_kernels_avx2(),
+        &cpu::letterbox_kernels_avx512(),
+#elif defined(__aarch64__)
+        &cpu::letterbox_kernels_neon(),
+#endif
+    };
+    const char* name = cpu::kernels_for(simd).name;
+    for (const LetterboxKernels* k : all) {
+        if (std::strcmp(k->name, name) == 0) return *k;
+    }
+    return *all[0];
 }
 
-std::array<uint16_t, 256> make_half_table() {
-    std::array<uint16_t, 256> table{};
-    for (int i = 0; i < 256; ++i) table[static_cast<size_t>(i)] = half_of_unit(i);
-    return table;
-}
+// How the three samples of a pixel lie.
+enum class Layout { kPacked, kPlanes, kGrey, kOther };
 
-struct ToFloat {
-    using Type = float;
-    float operator()(int32_t value) const { return letterbox_unit(value); }
+// A source as the kernels read it. Plane k of the resized rows holds output channel `channel[k]` (kPacked: the planes
+// come in the order of the bytes).
+struct Source {
+    const uint8_t* data = nullptr;
+    int64_t row_stride = 0;
+    int64_t offset[3] = {0, 0, 0};  // of plane k
+    int channel[3] = {0, 1, 2};
+    int32_t pixel_stride = 0;
+    Layout layout = Layout::kOther;
+
+    Source(const LetterboxImage& image, const LetterboxGeometry& g, const LetterboxKernels& kernels)
+        : data(image.data), row_stride(image.row_stride) {
+        const int64_t* c = image.channel_offset;
+        std::copy_n(c, 3, offset);
+        if (kernels.resize_packed == nullptr || g.source_width < 3) return;  // eight bytes at least
+        const int64_t first = std::min({c[0], c[1], c[2]});
+        if (image.pixel_stride == 1) {
+            layout = c[0] == c[1] && c[1] == c[2] ? Layout::kGrey : Layout::kPlanes;
+        } else if ((image.pixel_stride == 3 || image.pixel_stride == 4) && c[0] + c[1] + c[2] == 3 * (first + 1) &&
+                   c[0] != c[1] && c[1] != c[2] && c[2] != c[0]) {
+            layout = Layout::kPacked;
+            data += first;
+            for (int i = 0; i < 3; ++i) {
+                channel[c[i] - first] = i;
+                offset[i] = i;
+            }
+        }
+        pixel_stride = static_cast<int32_t>(image.pixel_stride);
+    }
 };
 
-struct ToHalf {
-    using Type = uint16_t;
-    const std::array<uint16_t, 256>& table;
-    uint16_t operator()(int32_t value) const { return table[static_cast<size_t>(value)]; }
-};
+// The horizontal taps. Kept by the calling thread: the next image often has the same width.
+struct Columns {
+    int32_t source_width = 0, resized_width = 0;
+    int64_t pixel_stride = 0;
+    Layout layout = Layout::kOther;
+    std::vector<LetterboxTap> taps;
+    std::vector<int32_t> offset;
+    std::vector<int16_t> weight;
+    std::vector<uint8_t> shift;
+    cpu::LetterboxColumns view = {};
 
-struct Columns {  // the horizontal taps, as arrays: byte offsets and weights
-    std::vector<int64_t> offset0, offset1;
-    std::vector<int32_t> weight0, weight1;
-
-    Columns(const LetterboxImage& image, const LetterboxGeometry& g) {
+    void prepare(const LetterboxGeometry& g, const Source& source) {
+        if (source_width == g.source_width && resized_width == g.resized_width && layout == source.layout &&
+            pixel_stride == source.pixel_stride)
+            return;
+        source_width = 0;  // until all is there
         const auto n = static_cast<size_t>(g.resized_width);
-        offset0.resize(n), offset1.resize(n), weight0.resize(n), weight1.resize(n);
+        taps.resize(n);
         for (size_t x = 0; x < n; ++x) {
-            const LetterboxTap tap = letterbox_tap(static_cast<int32_t>(x), g.source_width, g.resized_width);
-            offset0[x] = tap.index0 * image.pixel_stride, offset1[x] = tap.index1 * image.pixel_stride;
-            weight0[x] = tap.weight0, weight1[x] = tap.weight1;
+            taps[x] = letterbox_tap(static_cast<int32_t>(x), g.source_width, g.resized_width);
+        }
+        if (source.layout != Layout::kOther) describe(g, source);
+        layout = source.layout;
+        pixel_stride = source.pixel_stride;
+        resized_width = g.resized_width;
+        source_width = g.source_width;
+    }
+
+  private:
+    void describe(const LetterboxGeometry& g, const Source& source) {
+        constexpr auto kGroup = static_cast<size_t>(kColumnGroup);
+        const size_t n = taps.size(), padded = (n + kGroup - 1) / kGroup * kGroup;
+        offset.resize(padded), weight.resize(2 * padded), shift.assign(padded, 0);
+        // Of a packed row these bytes may be read: no more, the image may end there.
+        const int64_t bytes = int64_t{g.source_width - 1} * source.pixel_stride + 3;
+        int32_t whole = 0;
+        for (size_t x = 0; x < padded; ++x) {
+            const LetterboxTap& tap = taps[std::min(x, n - 1)];
+            int32_t left = tap.index0;
+            int16_t weight0 = tap.weight0, weight1 = tap.weight1;
+            if (tap.index0 == tap.index1) {  // beyond the border: all the weight on the border pixel
+                const auto sum = static_cast<int16_t>(weight0 + weight1);
+                const bool last = left == g.source_width - 1;
+                left -= last ? 1 : 0;
+                weight0 = last ? int16_t{0} : sum;
+                weight1 = last ? sum : int16_t{0};
+            }
+            int64_t at = int64_t{left} * source.pixel_stride;
+            if (source.layout == Layout::kPacked && at + 8 > bytes) {
+                shift[x] = static_cast<uint8_t>(8 * (at + 8 - bytes));
+                at = bytes - 8;
+            } else if (whole == static_cast<int32_t>(x)) {
+                ++whole;
+            }
+            offset[x] = static_cast<int32_t>(at);
+            weight[2 * x] = weight0;
+            weight[2 * x + 1] = weight1;
+        }
+        view = {offset.data(),
+                weight.data(),
+                shift.data(),
+                static_cast<int32_t>(padded),
+                whole / kColumnGroup * kColumnGroup,
+                source.pixel_stride};
+    }
+};
+
+// Everything that is the same for all bands.
+struct Work {
+    const LetterboxImage& image;
+    const LetterboxGeometry& g;
+    const LetterboxKernels& kernels;
+    const Source& source;
+    const Columns& columns;
+    uint8_t pad_value;
+    DType dtype;
+
+    size_t row_capacity() const {
+        return (columns.taps.size() + kColumnGroup - 1) / kColumnGroup * kColumnGroup;  // a kernel writes whole groups
+    }
+};
+
+// A source row, resized: three planes of 16 bits.
+struct ResizedRow {
+    int16_t* samples;
+    int32_t row = -1;
+
+    void make(const Work& work, int32_t source_row) {
+        row = source_row;
+        const size_t n = work.row_capacity();
+        int16_t* const out[3] = {samples, samples + n, samples + 2 * n};
+        const uint8_t* in = work.source.data + source_row * work.source.row_stride;
+        switch (work.source.layout) {
+            case Layout::kPacked:
+                return work.kernels.resize_packed(in, work.columns.view, out);
+            case Layout::kPlanes:
+                for (int k = 0; k < 3; ++k) {
+                    work.kernels.resize_plane(in + work.source.offset[k], work.columns.view, out[k]);
+                }
+                return;
+            case Layout::kGrey:
+                return work.kernels.resize_plane(in + work.source.offset[0], work.columns.view, out[0]);
+            case Layout::kOther:
+                break;
+        }
+        const int64_t stride = work.image.pixel_stride;
+        for (int k = 0; k < 3; ++k) {
+            const uint8_t* plane = in + work.source.offset[k];
+            int16_t* to = out[k];
+            for (const LetterboxTap& tap : work.columns.taps) {
+                *to++ = letterbox_row(plane[tap.index0 * stride], plane[tap.index1 * stride], tap.weight0, tap.weight1);
+            }
         }
     }
 };
 
-void resize_row(const LetterboxImage& image, const Columns& columns, int32_t source_row, int16_t* out) {
-    const size_t n = columns.offset0.size();
-    const int64_t *offset0 = columns.offset0.data(), *offset1 = columns.offset1.data();
-    const int32_t *weight0 = columns.weight0.data(), *weight1 = columns.weight1.data();
-    const uint8_t* row = image.data + source_row * image.row_stride;
-    const uint8_t *row_a = row + image.channel_offset[0], *row_b = row + image.channel_offset[1],
-                  *row_c = row + image.channel_offset[2];
-    int16_t *out_a = out, *out_b = out + n, *out_c = out + 2 * n;
-    for (size_t x = 0; x < n; ++x) {
-        const int64_t i = offset0[x], j = offset1[x];
-        const int32_t v = weight0[x], w = weight1[x];
-        out_a[x] = letterbox_row(row_a[i], row_a[j], v, w);
-        out_b[x] = letterbox_row(row_b[i], row_b[j], v, w);
-        out_c[x] = letterbox_row(row_c[i], row_c[j], v, w);
-    }
-}
-
-// Canvas rows [begin, end). The two source rows in use are kept resized, so each is resized once per band.
-template <class Convert>
-void letterbox_band(const LetterboxImage& image, const LetterboxGeometry& g, const Columns& columns, uint8_t pad_value,
-                    const Convert& convert, typename Convert::Type* output, int32_t begin, int32_t end) {
-    using T = typename Convert::Type;
-    const auto n = static_cast<size_t>(g.resized_width), width = static_cast<size_t>(g.width);
-    const auto left = static_cast<size_t>(g.left);
+// Canvas rows [begin, end). The two source rows in use are kept resized, in `rows`: each is resized once per band.
+template <class T>
+void letterbox_band(const Work& work, T* output, int16_t* rows, int32_t begin, int32_t end) {
+    const LetterboxGeometry& g = work.g;
+    const size_t width = static_cast<size_t>(g.width), left = static_cast<size_t>(g.left);
+    const size_t resized = static_cast<size_t>(g.resized_width), right = left + resized;
     const size_t plane = static_cast<size_t>(g.height) * width;
-    const T pad = convert(pad_value);
-    std::vector<int16_t> first(3 * n), second(3 * n);
-    int32_t first_row = -1, second_row = -1;
+    const bool same_size = g.resized_width == g.source_width && g.resized_height == g.source_height;
+    const bool copy = same_size && work.source.layout == Layout::kPacked && work.kernels.copy_packed != nullptr;
+    T pad;
+    const auto pad_sample = static_cast<int16_t>(work.pad_value << 7);  // what the horizontal step makes of it
+    cpu::letterbox_kernels_scalar().blend(&pad_sample, &pad_sample, 2048, 0, 1, work.dtype, &pad);
+
+    const size_t samples = 3 * work.row_capacity();
+    ResizedRow first = {rows}, second = {rows + samples};
     for (int32_t y = begin; y < end; ++y) {
         T* row = output + static_cast<size_t>(y) * width;
         const int32_t resized_row = y - g.top;
@@ -86,44 +207,62 @@ void letterbox_band(const LetterboxImage& image, const LetterboxGeometry& g, con
             for (size_t c = 0; c < 3; ++c) std::fill_n(row + c * plane, width, pad);
             continue;
         }
-        const LetterboxTap tap = letterbox_tap(resized_row, g.source_height, g.resized_height);
-        if (first_row != tap.index0 && second_row == tap.index0) {
-            std::swap(first, second);
-            std::swap(first_row, second_row);
+        T* planes[3];
+        for (int k = 0; k < 3; ++k) planes[k] = row + static_cast<size_t>(work.source.channel[k]) * plane;
+        if (copy) {
+            void* const out[3] = {planes[0] + left, planes[1] + left, planes[2] + left};
+            const uint8_t* in = work.source.data + resized_row * work.source.row_stride;
+            work.kernels.copy_packed(in, work.source.pixel_stride, g.resized_width, work.dtype, out);
+        } else {
+            const LetterboxTap tap = letterbox_tap(resized_row, g.source_height, g.resized_height);
+            if (first.row != tap.index0 && second.row == tap.index0) std::swap(first, second);
+            if (first.row != tap.index0) first.make(work, tap.index0);
+            if (second.row != tap.index1) second.make(work, tap.index1);
+            for (int k = 0; k < 3; ++k) {
+                const size_t from = work.source.layout == Layout::kGrey ? 0 : static_cast<size_t>(k) * samples / 3;
+                work.kernels.blend(first.samples + from, second.samples + from, tap.weight0, tap.weight1,
+                                   g.resized_width, work.dtype, planes[k] + left);
+            }
         }
-        if (first_row != tap.index0) resize_row(image, columns, first_row = tap.index0, first.data());
-        if (second_row != tap.index1) resize_row(image, columns, second_row = tap.index1, second.data());
-        for (size_t c = 0; c < 3; ++c) {
-            T* out = row + c * plane;
-            std::fill_n(out, left, pad);
-            const int16_t *row0 = first.data() + c * n, *row1 = second.data() + c * n;
-            for (size_t x = 0; x < n; ++x)
-                out[left + x] = convert(letterbox_column(row0[x], row1[x], tap.weight0, tap.weight1));
-            std::fill_n(out + left + n, width - left - n, pad);
+        for (T* p : planes) {
+            std::fill(p, p + left, pad);
+            std::fill(p + right, p + width, pad);
         }
     }
 }
 
-template <class Convert>
-void letterbox_all(const LetterboxImage& image, const LetterboxGeometry& g, uint8_t pad_value, const Convert& convert,
-                   typename Convert::Type* output, int threads) {
-    const Columns columns(image, g);
-    const int32_t bands = threads <= 1 ? 1 : std::clamp(4 * threads, 1, std::max(1, g.height / 16));
+// Working memory of one caller, for the threads that help it too.
+struct Scratch {
+    Columns columns;
+    std::vector<int16_t> rows;
+};
+
+template <class T>
+void letterbox_all(const Work& work, T* output, int threads, std::vector<int16_t>& rows) {
+    const int32_t height = work.g.height;
+    const int32_t bands = threads <= 1 ? 1 : std::clamp(4 * threads, 1, std::max(1, height / 16));
+    const size_t per_band = 6 * work.row_capacity();
+    if (rows.size() < per_band * static_cast<size_t>(bands)) rows.resize(per_band * static_cast<size_t>(bands));
+    int16_t* const memory = rows.data();
     parallel_for(bands, threads, [&](int64_t band) {
-        const auto edge = [&](int64_t i) { return static_cast<int32_t>(g.height * i / bands); };
-        letterbox_band(image, g, columns, pad_value, convert, output, edge(band), edge(band + 1));
+        const auto edge = [&](int64_t i) { return static_cast<int32_t>(height * i / bands); };
+        letterbox_band(work, output, memory + per_band * static_cast<size_t>(band), edge(band), edge(band + 1));
     });
 }
 
 }  // namespace
 
 void letterbox_cpu(const LetterboxImage& image, const LetterboxGeometry& geometry, uint8_t pad_value, DType dtype,
-                   void* output, int threads) {
+                   void* output, int threads, const char* simd) {
+    const LetterboxKernels& kernels = letterbox_kernels_for(simd);
+    const Source source(image, geometry, kernels);
+    thread_local Scratch scratch;
+    scratch.columns.prepare(geometry, source);
+    const Work work = {image, geometry, kernels, source, scratch.columns, pad_value, dtype};
     if (dtype == DType::kFloat16) {
-        static const std::array<uint16_t, 256> table = make_half_table();
-        letterbox_all(image, geometry, pad_value, ToHalf{table}, static_cast<uint16_t*>(output), threads);
+        letterbox_all(work, static_cast<uint16_t*>(output), threads, scratch.rows);
     } else {
-        letterbox_all(image, geometry, pad_value, ToFloat{}, static_cast<float*>(output), threads);
+        letterbox_all(work, static_cast<float*>(output), threads, scratch.rows);
     }
 }
 

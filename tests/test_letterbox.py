@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import make_letterbox_reference as reference
+from dhead_trt import simd_levels
 from dhead_trt.errors import InputError
 from dhead_trt.letterbox import letterbox, plan_letterbox
 
@@ -27,10 +28,11 @@ def as_bytes(canvas: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(whole.astype(np.uint8).transpose(1, 2, 0))
 
 
+@pytest.mark.parametrize("simd", simd_levels())
 @pytest.mark.parametrize("row", json.loads(reference.REFERENCE.read_text())["cases"], ids=str)
-def test_same_bytes_as_opencv_in_ultralytics_geometry(row: dict) -> None:
+def test_same_bytes_as_opencv_in_ultralytics_geometry(row: dict, simd: str) -> None:
     image = reference.picture(*row["source"], row["kind"])
-    canvas, box = letterbox(image, tuple(row["size"]), rect=row["rect"], scaleup=row["scaleup"])
+    canvas, box = letterbox(image, tuple(row["size"]), rect=row["rect"], scaleup=row["scaleup"], simd=simd)
     assert box.size == tuple(row["canvas"])
     assert hashlib.sha256(as_bytes(canvas).tobytes()).hexdigest() == row["sha256"]
 
@@ -131,6 +133,28 @@ def test_threads_and_views_change_nothing(height: int, width: int, size: tuple[i
 
 
 @quick
+@given(sides, sides, canvases, st.sampled_from(["float32", "float16"]), st.data())
+def test_every_simd_level_gives_the_same_bits(
+    height: int, width: int, size: tuple[int, int], dtype: str, data: st.DataObject
+) -> None:
+    image = reference.picture(height, width, "noise")
+    views = {
+        "packed": image,
+        "bgr": image[:, :, ::-1],
+        "planes": np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0),
+        "rgba": np.pad(image, ((0, 0), (0, 0), (0, 1)))[:, :, :3],
+        "argb": np.pad(image, ((0, 0), (0, 0), (1, 0)))[:, :, 1:],
+        "grey": np.broadcast_to(image[:, :, 1:2], image.shape),
+        "flipped": image[:, ::-1],
+    }
+    view = views[data.draw(st.sampled_from(sorted(views)))]
+    want, _ = letterbox(view, size, dtype=dtype, threads=1, simd="scalar")
+    for simd in simd_levels()[1:]:
+        found, _ = letterbox(view, size, dtype=dtype, threads=data.draw(st.integers(1, 3)), simd=simd)
+        np.testing.assert_array_equal(found, want, err_msg=simd)
+
+
+@quick
 @given(sides, sides, canvases)
 def test_half_precision_is_the_rounded_single(height: int, width: int, size: tuple[int, int]) -> None:
     image = reference.picture(height, width, "noise")
@@ -141,11 +165,12 @@ def test_half_precision_is_the_rounded_single(height: int, width: int, size: tup
     np.testing.assert_array_equal(half, single.astype(np.float16))
 
 
-def test_every_byte_value_is_v_over_255() -> None:
+@pytest.mark.parametrize("simd", simd_levels())
+def test_every_byte_value_is_v_over_255(simd: str) -> None:
     image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     want = (np.arange(256, dtype=np.float32) / np.float32(255)).reshape(16, 16)
-    np.testing.assert_array_equal(letterbox(image, (16, 16))[0], np.stack([want] * 3))
-    halves = letterbox(image, (16, 16), dtype="float16")[0]
+    np.testing.assert_array_equal(letterbox(image, (16, 16), simd=simd)[0], np.stack([want] * 3))
+    halves = letterbox(image, (16, 16), dtype="float16", simd=simd)[0]
     np.testing.assert_array_equal(halves, np.stack([want.astype(np.float16)] * 3))
 
 
@@ -181,6 +206,7 @@ IMAGE = np.zeros((4, 5, 3), np.uint8)
         (lambda: letterbox(IMAGE, (32, 32), dtype=np.float64), "received float64"),
         (lambda: letterbox(IMAGE, (32, 32), pad_value=256), "received 256"),
         (lambda: letterbox(IMAGE, (32, 32), threads=0), "threads"),
+        (lambda: letterbox(IMAGE, (32, 32), simd="mmx"), "mmx"),
         (lambda: letterbox(IMAGE, (32, 32), out=np.empty((3, 32, 31), np.float32)), "out does not fit"),
         (lambda: letterbox(IMAGE, (32, 32), out=np.empty((3, 32, 64), np.float32)[:, :, ::2]), "C-contiguous"),
         (lambda: letterbox(IMAGE, (32, 32), dtype="float16", out=np.empty((3, 32, 32), np.float32)), "float16"),

@@ -3,8 +3,11 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
+#include <string>
 
 namespace py = pybind11;
 
@@ -23,7 +26,8 @@ LetterboxGeometry geometry(int64_t source_height, int64_t source_width, int64_t 
                                      static_cast<int32_t>(stride));
 }
 
-void letterbox(const py::array& image, const LetterboxGeometry& g, const py::array& out, int pad_value, int threads) {
+void letterbox(const py::array& image, const LetterboxGeometry& g, const py::array& out, int pad_value, int threads,
+               const std::optional<std::string>& simd) {
     if (!image.dtype().is(py::dtype::of<uint8_t>()) || image.ndim() != 3 || image.shape(0) != g.source_height ||
         image.shape(1) != g.source_width || image.shape(2) != 3)
         throw py::value_error("image: expected uint8 [source_height, source_width, 3]");
@@ -42,7 +46,7 @@ void letterbox(const py::array& image, const LetterboxGeometry& g, const py::arr
     void* output = const_cast<void*>(out.data());  // writeable was checked; mutable_data would copy the handle
     const py::gil_scoped_release release;
     dhead::letterbox_cpu(source, g, static_cast<uint8_t>(pad_value), half ? DType::kFloat16 : DType::kFloat32, output,
-                         threads);
+                         threads, simd ? simd->c_str() : nullptr);
 }
 
 }  // namespace
@@ -61,5 +65,5 @@ void bind_letterbox(py::module_& module) {
     module.def("letterbox_geometry", &geometry, py::arg("source_height"), py::arg("source_width"), py::arg("height"),
                py::arg("width"), py::arg("scaleup"), py::arg("rect"), py::arg("stride"));
     module.def("letterbox", &letterbox, py::arg("image").noconvert(), py::arg("geometry"), py::arg("out").noconvert(),
-               py::arg("pad_value"), py::arg("threads"));
+               py::arg("pad_value"), py::arg("threads"), py::arg("simd") = py::none());
 }

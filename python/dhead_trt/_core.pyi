@@ -88,5 +88,10 @@ def letterbox_geometry(
     source_height: int, source_width: int, height: int, width: int, scaleup: bool, rect: bool, stride: int
 ) -> LetterboxGeometry: ...
 def letterbox(
-    image: npt.NDArray[np.uint8], geometry: LetterboxGeometry, out: _Array, pad_value: int, threads: int
+    image: npt.NDArray[np.uint8],
+    geometry: LetterboxGeometry,
+    out: _Array,
+    pad_value: int,
+    threads: int,
+    simd: str | None = None,
 ) -> None: ...

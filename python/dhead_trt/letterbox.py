@@ -105,6 +105,7 @@ def letterbox(
     pad_value: int = PAD_VALUE,
     out: npt.NDArray[Any] | None = None,
     threads: int | None = None,
+    simd: str | None = None,
 ) -> tuple[npt.NDArray[Any], Letterbox]:
     """Resizes, pads, scales to 0 … 1 and makes planar, in one pass and with the GIL released.
 
@@ -117,12 +118,13 @@ def letterbox(
         pad_value: 0 … 255, of the border.
         out: [3, H, W] of `dtype`, C-contiguous, written in place (a slice of a batch); None allocates.
         threads: at most so many; None: up to 4 for large canvases.
+        simd: one of `dhead_trt.simd_levels()`; None for the best. All give the same bits.
 
     Returns:
         The canvas [3, H, W], 0 … 1, channels in the image's order, and the Letterbox that maps boxes back.
 
     Raises:
-        InputError: wrong shape or dtype, an empty image, or `out` does not fit.
+        InputError: wrong shape or dtype, an empty image, an unknown `simd`, or `out` does not fit.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(
@@ -146,7 +148,7 @@ def letterbox(
             received=_describe_array(out),
             expected=f"writeable C-contiguous {kind.name} {list(shape)}",
         )
-    _core.letterbox(image, geometry, out, int(pad_value), _threads(threads, shape[1] * shape[2]))
+    _core.letterbox(image, geometry, out, int(pad_value), _threads(threads, shape[1] * shape[2]), simd)
     return out, _describe(geometry)
 
 

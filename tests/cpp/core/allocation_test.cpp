@@ -1,9 +1,10 @@
-// Once warm, decode, detect and NMS allocate nothing. Every operator new of the program is counted.
+// Once warm, decode, detect, NMS and letterbox allocate nothing. Every operator new of the program is counted.
 #include <atomic>
 #include <cstdlib>
 #include <new>
 
 #include "dhead/decode_cpu.h"
+#include "dhead/letterbox.h"
 #include "dhead/nms.h"
 #include "random_head.h"
 
@@ -47,7 +48,12 @@ TEST(steady_state_allocates_nothing) {
                                               dropped.data()};
             const dhead::CpuOptions cpu = {threads, nullptr};
             const auto anchors = static_cast<int32_t>(first.anchors());
+            const std::vector<uint8_t> image(60 * 80 * 3, 7);
+            const dhead::LetterboxGeometry geometry = dhead::letterbox_geometry(60, 80, 128, 128, true, false, 32);
+            std::vector<float> canvas(3 * 128 * 128);
             const auto run = [&](const RandomHead& head) {
+                dhead::letterbox_cpu({image.data(), 240, 3, {0, 1, 2}}, geometry, 114, dhead::DType::kFloat32,
+                                     canvas.data(), threads);
                 dhead::decode_cpu(head.params, {boxes.data(), scores.data()}, cpu);
                 dhead::detect_cpu(head.params, options, out, cpu);
                 dhead::nms_cpu({boxes.data(), scores.data(), 3, anchors, 20}, options, out, cpu);

@@ -1,30 +1,32 @@
 # Fails where code of one instruction set could be taken for the baseline's.
 #
-# 1. The objects of decode_cpu_<level>.cpp define one symbol that others can see, and no weak one: the linker keeps any
-#    one copy of a weak symbol (an inline function, a template of the standard library), whatever it was compiled for.
+# 1. The objects of decode_cpu_<level>.cpp and letterbox_cpu_<level>.cpp define one symbol each that others can see, and
+#    no weak one: the linker keeps any one copy of a weak symbol (an inline function, a template of the standard
+#    library), whatever it was compiled for.
 # 2. On x86, no other object uses a register that the baseline does not have.
 execute_process(COMMAND "${NM}" -A --defined-only "${LIBRARY}" OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
 string(REPLACE ";" "," symbols "${symbols}")
 string(REPLACE "\n" ";" lines "${symbols}")
 set(levels "")
 foreach(line IN LISTS lines)
-  if(NOT line MATCHES "decode_cpu_([a-z0-9]+)\\.cpp\\.o:[0-9a-f]* ([A-Za-z]) (.*)$")
+  if(NOT line MATCHES "(decode|letterbox)_cpu_([a-z0-9]+)\\.cpp\\.o:[0-9a-f]* ([A-Za-z]) (.*)$")
     continue()
   endif()
-  set(level "${CMAKE_MATCH_1}")
-  set(kind "${CMAKE_MATCH_2}")
-  set(name "${CMAKE_MATCH_3}")
+  set(part "${CMAKE_MATCH_1}")
+  set(level "${CMAKE_MATCH_2}")
+  set(kind "${CMAKE_MATCH_3}")
+  set(name "${CMAKE_MATCH_4}")
   if(kind MATCHES "^[WVwvuAi]$")
-    message(FATAL_ERROR "decode_cpu_${level}.cpp defines the weak symbol ${name}")
+    message(FATAL_ERROR "${part}_cpu_${level}.cpp defines the weak symbol ${name}")
   elseif(kind MATCHES "^[A-Z]$")
     if(NOT name MATCHES "kernels_${level}")
-      message(FATAL_ERROR "decode_cpu_${level}.cpp defines the global symbol ${name}")
+      message(FATAL_ERROR "${part}_cpu_${level}.cpp defines the global symbol ${name}")
     endif()
-    list(APPEND levels ${level})
+    list(APPEND levels ${part}_${level})
   endif()
 endforeach()
 list(LENGTH levels count)
-if(count LESS 2)
+if(count LESS 4)
   message(FATAL_ERROR "found the levels \"${levels}\" only: is this the right library?")
 endif()
 
