@@ -28,6 +28,7 @@ COMMANDS = {
     "bench": "measure latency, throughput and memory of engines, side by side",
     "parity": "prove that every step computes what the original computes",
     "train": "train a detector on generated scenes or your own images",
+    "triton-repo": "write a model repository for Triton Inference Server",
     "inspect": "show what an ONNX graph or an engine is",
     "doctor": "show what is installed and what runs on this machine",
 }
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dhead-trt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name, summary in COMMANDS.items():
-        module = importlib.import_module(f".{name}", __name__)
+        module = importlib.import_module(f".{name.replace('-', '_')}", __name__)
         sub = commands.add_parser(
             name,
             help=summary,

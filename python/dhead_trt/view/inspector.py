@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import threading
 import time
@@ -9,23 +10,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..detections import Detections
 from ..draw import class_colour
-from ..errors import BackendUnavailable, DheadError, InputError
-from ..images import load_image
+from ..encoded import MAX_PIXELS, decode_image
+from ..errors import BackendUnavailable, InputError
 
 if TYPE_CHECKING:
     from ..detector import Detector
 
 __all__ = ["MAX_PIXELS", "Found", "Inspector"]
 
-MAX_PIXELS = 50_000_000
 MAX_RUNS = 100
 _BUDGET = 20.0  # seconds of a request with repeats
-# Those of Pillow's readers that only decode: none that starts another program (EPS) or that few people's images need.
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,8 @@ class Inspector:
     def __init__(self, detector: Detector, *, max_pixels: int = MAX_PIXELS) -> None:
         if max_pixels < 1:
             raise InputError("max_pixels is out of range", received=max_pixels, expected="1 or more")
-        self._pillow = _pillow()
-        self._pillow.init()
-        self._formats = [name for name in _FORMATS if name in self._pillow.OPEN]
+        if importlib.util.find_spec("PIL") is None:
+            raise BackendUnavailable("The page needs Pillow", fix='pip install "dhead-trt[image]"')
         self._detector, self._max_pixels = detector, max_pixels
         self._turn = threading.Lock()  # one image in memory and in the engine: times mean something, memory is bounded
 
@@ -115,8 +111,10 @@ class Inspector:
         Raises:
             InputError: as for `detect`.
         """
+        from PIL import Image
+
         with self._turn:
-            picture = self._pillow.fromarray(np.ascontiguousarray(self._read(data)))
+            picture = Image.fromarray(np.ascontiguousarray(decode_image(data, max_pixels=self._max_pixels)))
             picture.thumbnail((2048, 2048))
             buffer = io.BytesIO()
             picture.save(buffer, "PNG", compress_level=1)
@@ -124,7 +122,7 @@ class Inspector:
 
     def _once(self, data: bytes, options: dict[str, Any]) -> tuple[Detections, dict[str, float]]:
         started = time.perf_counter()
-        image = self._read(data)
+        image = decode_image(data, max_pixels=self._max_pixels)
         read = time.perf_counter()
         with self._detector.engine.profile() as profile:
             found: Detections = self._detector(image, **options)
@@ -136,48 +134,3 @@ class Inspector:
         stages = profile.calls[-1]
         engine, post = stages["prepare"] + stages["engine"], stages["decode"]
         return found, times | {"letterbox": max(call - engine - post, 0.0), "engine": engine, "post": post}
-
-    def _read(self, data: bytes) -> npt.NDArray[np.uint8]:
-        if not data:
-            raise InputError("The file is empty", received="0 bytes", expected="an image")
-        kinds = ", ".join(self._formats)
-        try:
-            with self._pillow.open(io.BytesIO(data), formats=self._formats) as image:
-                width, height = image.size
-                if width * height > self._max_pixels:
-                    raise self._too_large(f"{width} × {height} pixels")
-                image.load()
-                return load_image(image)
-        except DheadError:
-            raise
-        except self._pillow.UnidentifiedImageError as e:
-            raise InputError("The file is not an image that can be read", received=_begin(data), expected=kinds) from e
-        except self._pillow.DecompressionBombError as e:
-            raise self._too_large("far more") from e
-        except Exception as e:  # Pillow's readers raise nearly everything on damaged files
-            raise InputError(
-                "The image file is damaged",
-                received=f"{len(data)} bytes: {(str(e).splitlines() or [''])[0] or type(e).__name__}",
-                expected="a whole image",
-                fix="Open it in a viewer, or save it again",
-            ) from e
-
-    def _too_large(self, received: str) -> InputError:
-        return InputError(
-            "The image has too many pixels",
-            received=received,
-            expected=f"at most {self._max_pixels / 1e6:g} million",
-            fix="Make it smaller, or start the page with a higher --max-pixels",
-        )
-
-
-def _begin(data: bytes) -> str:
-    return f"{len(data)} bytes that begin with {data[:8]!r}"
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as e:
-        raise BackendUnavailable("The page needs Pillow", fix='pip install "dhead-trt[image]"') from e
-    return Image
