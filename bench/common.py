@@ -10,17 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dhead_trt.bench.machine import command, machine, versions
 from dhead_trt.files import atomic_path
 
-__all__ = ["Timing", "command", "interleave", "machine", "versions", "write_json"]
+__all__ = ["Ratio", "Timing", "command", "interleave", "machine", "ratio", "versions", "write_json"]
 
 
 @dataclass
 class Timing:
-    """Milliseconds of single calls."""
+    """Milliseconds of single calls, and the median of each turn."""
 
     samples: list[float] = field(default_factory=list)
+    turns: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -32,6 +35,30 @@ class Timing:
 
     def to_dict(self) -> dict[str, float | int]:
         return {"median_ms": self.median, "min_ms": self.minimum, "calls": len(self.samples)}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster, with the bounds of a 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}x [{self.low:.2f}, {self.high:.2f}]"
+
+    def to_dict(self) -> dict[str, float]:
+        return {"ratio": self.value, "low": self.low, "high": self.high}
+
+
+def ratio(theirs: Timing, ours: Timing, resamples: int = 2000) -> Ratio:
+    """Median over the turns of theirs / ours, each pair measured right after one another; bounds by bootstrap over the
+    turns (2.5 % and 97.5 %)."""
+    pairs = np.array(theirs.turns) / np.array(ours.turns)
+    drawn = np.random.default_rng(0).integers(0, len(pairs), (resamples, len(pairs)))
+    low, high = np.percentile(np.median(pairs[drawn], axis=1), [2.5, 97.5])
+    return Ratio(float(np.median(pairs)), float(low), float(high))
 
 
 def interleave(runs: Mapping[str, Callable[[], object]], rounds: int, slice_ms: float = 40.0) -> dict[str, Timing]:
@@ -48,12 +75,13 @@ def interleave(runs: Mapping[str, Callable[[], object]], rounds: int, slice_ms: 
         for name, run in runs.items():
             run()
             end = time.perf_counter() + slice_ms / 1e3
-            calls = 0
-            while calls < 3 or time.perf_counter() < end:
+            turn: list[float] = []
+            while len(turn) < 3 or time.perf_counter() < end:
                 start = time.perf_counter()
                 run()
-                timings[name].samples.append((time.perf_counter() - start) * 1e3)
-                calls += 1
+                turn.append((time.perf_counter() - start) * 1e3)
+            timings[name].samples += turn
+            timings[name].turns.append(statistics.median(turn))
     return timings
 
 
