@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,12 +70,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--focal", action="store_true", help="focal loss in place of BCE")
     run.add_argument("--box-loss", choices=("iou", "giou", "diou", "ciou", "l1"), default="ciou")
     run.add_argument("--learned-balance", action="store_true", help="learn the weights of the losses")
-    run.add_argument("--no-augment", action="store_true", help="images as they are")
+    run.add_argument(
+        "--augment",
+        choices=("auto", "full", "flips", "none"),
+        default="auto",
+        help="full: flips, scale and colour; auto (default): flips for scenes, full for your own images",
+    )
+    run.add_argument("--cls-weight", type=float, default=1.0, help="weight of the class loss (default: 1)")
     run.add_argument("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
     run.add_argument("--compile", action="store_true", help="torch.compile: minutes at first, faster later")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--workers", type=int, default=0, help="processes that prepare images (default: 0)")
     run.add_argument("--threads", type=int, metavar="N", help="threads of PyTorch")
+    run.add_argument(
+        "--checkpoint-every", type=float, default=60.0, metavar="S", help="seconds between checkpoints (default: 60)"
+    )
     run.add_argument("--val-every", type=int, default=0, metavar="EPOCHS", help="measure mAP (default: at the end)")
     add("--json", metavar="FILE", help="write the result as JSON ('-': to standard output)")
 
@@ -86,7 +94,6 @@ def run(args: argparse.Namespace) -> int:
     try:
         import torch
 
-        from ..training.data import Augmentation, augment
         from ..training.model import parameters_of
         from ..training.trainer import CHECKPOINT, WEIGHTS, Trainer
     except ImportError as e:
@@ -105,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         data, val = _data(args, progress)
         torch.manual_seed(args.seed)
         model = _model(args, data)
-        how = None if args.no_augment else partial(_augmented, augment, Augmentation())
+        how = _augmentation(args)
         trainer = Trainer(model, data, args.out, config, val=val, augment=how, progress=progress)
         if args.resume and checkpoint.is_file():
             trainer.resume()
@@ -123,15 +130,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _augmented(function: Any, how: Any, image: Any, targets: Any, generator: Any) -> Any:
-    return function(image, targets, how, generator)
+def _augmentation(args: argparse.Namespace) -> Any:
+    from ..training.data import Augmentation
+
+    scenes = args.data.split(":")[0] == "scenes"
+    how = args.augment if args.augment != "auto" else "flips" if scenes else "full"
+    if how == "none":
+        return None
+    if how == "full":
+        return Augmentation()
+    return Augmentation(flip_vertical=0.5 if scenes else 0.0, scale=0, brightness=0, contrast=0, saturation=0)
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:
     from ..training.config import TrainConfig
     from ..training.criterion import LossConfig
 
-    loss = LossConfig(classification="focal" if args.focal else "bce", box=args.box_loss, dynamic=args.learned_balance)
+    loss = LossConfig(
+        classification="focal" if args.focal else "bce",
+        box=args.box_loss,
+        dynamic=args.learned_balance,
+        weights={**LossConfig().weights, "cls": args.cls_weight},
+    )
     return TrainConfig(
         epochs=args.epochs,
         minutes=args.minutes,
@@ -150,6 +170,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
         seed=args.seed,
         workers=args.workers,
         val_every=args.val_every,
+        checkpoint_every=args.checkpoint_every,
     )
 
 

@@ -13,8 +13,6 @@ from .base import initialize
 
 __all__ = ["BACKBONES", "Backbone", "BackboneSize"]
 
-STRIDES = (8, 16, 32)
-
 
 @dataclass(frozen=True)
 class BackboneSize:
@@ -22,20 +20,22 @@ class BackboneSize:
 
     Attributes:
         channels: of the stages at strides 2, 4, 8, 16 and 32.
-        neck: of the three feature maps that go to the head.
+        neck: channels of the three feature maps that go to the head.
         depth: bottlenecks of the stages at strides 4, 8, 16 and 32.
         neck_depth: bottlenecks of each stage of the neck.
+        finest: stride of the finest feature map: 8, or 4 for small objects; the others have twice and four times that.
     """
 
     channels: tuple[int, int, int, int, int]
     neck: tuple[int, int, int]
     depth: tuple[int, int, int, int] = (1, 2, 2, 1)
     neck_depth: int = 1
+    finest: int = 8
 
 
-# n to x: YOLOv8's own widths and depths; p: for CPUs, under a million parameters with the decoupled head
+# n to x: YOLOv8's own widths and depths; p: for CPUs and small objects, 0.8 million parameters with the head
 BACKBONES = {
-    "p": BackboneSize((16, 24, 48, 80, 112), (48, 64, 80), (1, 1, 1, 1)),
+    "p": BackboneSize((16, 32, 64, 80, 96), (32, 48, 64), (2, 2, 1, 1), finest=4),
     "n": BackboneSize((16, 32, 64, 128, 256), (64, 128, 256), (1, 2, 2, 1), 1),
     "s": BackboneSize((32, 64, 128, 256, 512), (128, 256, 512), (1, 2, 2, 1), 1),
     "m": BackboneSize((48, 96, 192, 384, 576), (192, 384, 576), (2, 4, 4, 2), 2),
@@ -103,20 +103,18 @@ class SPPF(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Images [B, 3, H, W] → features [B, neck_i, H/s, W/s] for the strides s = 8, 16, 32.
+    """Images [B, 3, H, W] → features [B, neck_i, H/s, W/s] for the strides s = 8, 16, 32, or 4, 8, 16.
 
     Args:
         size: widths and depths, or one of the names in BACKBONES.
 
     Attributes:
         out_channels: of the features.
-        strides: 8, 16, 32.
+        strides: of them.
 
     Raises:
         InputError: the name is not known; in `forward`, H or W is no multiple of 32.
     """
-
-    strides = STRIDES
 
     def __init__(self, size: BackboneSize | str = "p") -> None:
         super().__init__()
@@ -126,19 +124,27 @@ class Backbone(nn.Module):
                     "The model size is not known", received=repr(size), expected=f"one of {list(BACKBONES)}"
                 )
             size = BACKBONES[size]
+        if size.finest not in (4, 8):
+            raise InputError("The finest stride is not possible", received=size.finest, expected="4 or 8")
         c, n, d = size.channels, size.neck, size.depth
         self.out_channels = n
+        self.strides = (size.finest, 2 * size.finest, 4 * size.finest)
         self.stem = ConvNormAct(3, c[0], 3, 2)
         self.stages = nn.ModuleList(
             nn.Sequential(ConvNormAct(c[i], c[i + 1], 3, 2), C2f(c[i + 1], c[i + 1], d[i])) for i in range(4)
         )
         self.sppf = SPPF(c[4])
-        self.up4 = C2f(c[4] + c[3], c[3], size.neck_depth, shortcut=False)
-        self.up3 = C2f(c[3] + c[2], n[0], size.neck_depth, shortcut=False)
-        self.down3 = ConvNormAct(n[0], n[0], 3, 2)
-        self.down4 = C2f(n[0] + c[3], n[1], size.neck_depth, shortcut=False)
-        self.down5 = ConvNormAct(n[1], n[1], 3, 2)
-        self.last = C2f(n[1] + c[4], n[2], size.neck_depth, shortcut=False)
+        # downwards: every level gets what the next coarser one knows; the last is the head's finest
+        last = 1 if size.finest == 4 else 2
+        widths = [c[4], *(c[i] for i in range(3, last, -1)), n[0]]
+        self.up = nn.ModuleList(
+            C2f(widths[k] + c[3 - k], widths[k + 1], size.neck_depth, shortcut=False) for k in range(len(widths) - 1)
+        )
+        # upwards again, to the head's other two
+        self.down = nn.ModuleList(ConvNormAct(n[k], n[k], 3, 2) for k in range(2))
+        self.out = nn.ModuleList(
+            C2f(n[k] + widths[-2 - k], n[k + 1], size.neck_depth, shortcut=False) for k in range(2)
+        )
         initialize(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -151,15 +157,18 @@ class Backbone(nn.Module):
                 received=f"shape {tuple(images.shape)}",
                 expected="[B, 3, H, W], H and W multiples of 32",
             )
-        p2 = self.stages[0](self.stem(images))
-        p3 = self.stages[1](p2)
-        p4 = self.stages[2](p3)
-        p5 = self.sppf(self.stages[3](p4))
-        t4 = self.up4(torch.cat((_double(p5), p4), dim=1))
-        t3 = self.up3(torch.cat((_double(t4), p3), dim=1))
-        t4 = self.down4(torch.cat((self.down3(t3), t4), dim=1))
-        t5 = self.last(torch.cat((self.down5(t4), p5), dim=1))
-        return [t3, t4, t5]
+        x = self.stem(images)
+        pyramid = []
+        for stage in self.stages:
+            x = stage(x)
+            pyramid.append(x)
+        tops = [self.sppf(x)]
+        for k, block in enumerate(self.up):
+            tops.append(block(torch.cat((_double(tops[-1]), pyramid[2 - k]), dim=1)))
+        features = [tops[-1]]
+        for k in range(2):
+            features.append(self.out[k](torch.cat((self.down[k](features[-1]), tops[-2 - k]), dim=1)))
+        return features
 
 
 def _double(x: Tensor) -> Tensor:

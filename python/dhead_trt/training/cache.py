@@ -78,7 +78,7 @@ def cached(
             )
             for i, (image, targets) in enumerate(loader):
                 images[i] = image.numpy()
-                parts.append(targets.numpy())
+                parts.append(targets.numpy().copy())  # not a view of memory shared with a worker
                 if progress is not None:
                     progress("preparing images", (i + 1) / len(data))
             images.flush()

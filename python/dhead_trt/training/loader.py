@@ -81,6 +81,7 @@ class Loader:
             collate_fn=collate,
             prefetch_factor=4 if self.workers else None,
             worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # else it would draw from torch's own, which belongs to dropout
         )
         return iter(loader)
 

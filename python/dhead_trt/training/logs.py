@@ -47,6 +47,10 @@ class Log:
         self._write_epochs()
         self._file.flush()
 
+    def flush(self) -> None:
+        """Writes what is still in memory: before a checkpoint, so that it never knows of more steps than the log."""
+        self._file.flush()
+
     def close(self) -> None:
         """Closes the files."""
         self._file.close()

@@ -136,6 +136,7 @@ class Trainer:
                     epoch_started, sums = self.seconds, _Sums()
                     clock = time.monotonic()  # the clock stands still while mAP is measured
                 if now - saved >= self.config.checkpoint_every and done < 1:
+                    log.flush()
                     self.save()
                     saved = now
         except (KeyboardInterrupt, TrainingError):
