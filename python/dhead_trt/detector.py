@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ._batches import Batches, Canvas, Item, groups
 from ._detector_options import Classes, Options
 from ._detector_setup import refuse_onnx
+from .cuda import Nv12
 from .detections import Detections
 from .engine import Engine
 from .errors import DheadError, InputError
@@ -171,7 +172,7 @@ class Detector:
             found = expand_paths(source)
             if found is not None:
                 return list(self.stream(found, on_error=on_error, bgr=bgr, **options))
-        elif isinstance(source, (list, tuple)):
+        elif isinstance(source, (list, tuple)) and not isinstance(source, Nv12):
             return list(self.stream(source, on_error=on_error, bgr=bgr, **options))
         chosen = self._choose(options, on_error)
         runs = self._runs

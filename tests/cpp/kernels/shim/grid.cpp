@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <vector>
 
@@ -250,6 +251,8 @@ bool run_grid(dim3 dims, dim3 block, std::size_t shared_bytes, const std::functi
         shared_bytes > 48 * 1024)
         return false;
     if (threads % kWarp != 0) fail("the block is not made of whole warps");
+    static std::mutex turn;  // there is one grid; launches from several threads take turns
+    const std::lock_guard<std::mutex> locked(turn);
     ++grid.launches;
     grid.num_threads = static_cast<unsigned>(threads);
     grid.body = &body;

@@ -1,5 +1,6 @@
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <new>
 
 #include "cuda_runtime_api.h"
@@ -10,11 +11,13 @@ std::map<const unsigned char*, std::size_t>& allocations() {
     static std::map<const unsigned char*, std::size_t> map;
     return map;
 }
+std::mutex lock;  // of `allocations`: callers may have threads
 
 cudaError_t allocate(void** data, std::size_t bytes) {
     auto* memory = static_cast<unsigned char*>(operator new(bytes, std::align_val_t{256}, std::nothrow));
     if (memory == nullptr) return cudaErrorMemoryAllocation;
     std::memset(memory, 0xFF, bytes);  // poison
+    const std::lock_guard<std::mutex> locked(lock);
     allocations()[memory] = bytes;
     *data = memory;
     return cudaSuccess;
@@ -22,7 +25,10 @@ cudaError_t allocate(void** data, std::size_t bytes) {
 
 cudaError_t release(void* data) {
     if (data == nullptr) return cudaSuccess;
-    if (allocations().erase(static_cast<unsigned char*>(data)) == 0) return cudaErrorInvalidValue;
+    {
+        const std::lock_guard<std::mutex> locked(lock);
+        if (allocations().erase(static_cast<unsigned char*>(data)) == 0) return cudaErrorInvalidValue;
+    }
     operator delete(data, std::align_val_t{256});
     return cudaSuccess;
 }
@@ -65,6 +71,7 @@ cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpy
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* data) {
     const auto* at = static_cast<const unsigned char*>(data);
+    const std::lock_guard<std::mutex> locked(lock);
     auto next = allocations().upper_bound(at);
     const bool ours = next != allocations().begin() && (--next, at < next->first + next->second);
     *attributes = {ours ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered, 0};
