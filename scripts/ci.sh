@@ -39,13 +39,16 @@ then
         echo "not installed: the tests of the page in a browser will be skipped"
 fi
 
-lint=0 test=0
+lint=0 test=0 serving=0
 note "make lint"
 make lint || lint=$?
 note "make test"
 make test || test=$?
+note "make test-serving"
+make test-serving || serving=$?
 
-if ((lint || test)); then
-    echo "FAILED:$( ((lint)) && echo ' lint')$( ((test)) && echo ' test') after $SECONDS s" >&2
+if ((lint || test || serving)); then
+    failed="$( ((lint)) && echo ' lint')$( ((test)) && echo ' test')$( ((serving)) && echo ' test-serving')"
+    echo "FAILED:$failed after $SECONDS s" >&2
     exit 1
 fi
