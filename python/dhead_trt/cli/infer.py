@@ -5,28 +5,35 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import DheadError, InputError
 from ..progress import Progress, duration
 from ..tables import table
 from .common import emit_json, write_text
+from .infer_video import Lines, is_video, on_videos
 
 if TYPE_CHECKING:
     from ..detections import Detections
+    from ..detector import Detector
 
 DESCRIPTION = """\
-Run an engine on pictures (files, folders, patterns), or on feature maps in .npz files.
+Run an engine on pictures (files, folders, patterns), on videos and cameras, or on feature maps in .npz files.
 
-Standard output gets a table of the detections, or with --json - a JSON list. With --output, each picture gets its JSON
-and a copy with the boxes drawn on it.
+Standard output gets a table of the detections (of videos: of their classes), or with --json - a JSON list, or with
+--jsonl - one line of JSON for each picture or frame, as soon as it is there. With --output, each picture gets its JSON
+and a copy with the boxes drawn on it, and each video one line of JSON per frame and a copy with the boxes.
 """
 EXAMPLES = """\
 examples:
   dhead-trt infer yolov8n.xml street.jpg
   dhead-trt infer yolov8n.xml pictures/ --conf 0.4 -o results
+  find /data -name '*.jpg' | dhead-trt infer yolov8n.xml - --jsonl found.jsonl
+  dhead-trt infer yolov8n.xml drive.mp4 -o results
+  dhead-trt infer yolov8n.xml camera:0 --frames 100 --jsonl -
   dhead-trt infer head.xml features.npz --json -
 """
 
@@ -39,19 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="picture, folder, pattern, or .npz of arrays by input name",
+        help="picture, folder, pattern, video, stream (rtsp://…), camera:0, .npz of arrays by input name, "
+        "or - for a list of pictures on standard input, one a line",
     )
     add(
         "-o",
         "--output",
         type=Path,
         metavar="DIR",
-        help="write NAME.json and NAME.png (the picture with its boxes) to this folder",
+        help="write NAME.json and NAME.png (the picture with its boxes) there; of a video NAME.jsonl and NAME.mp4",
     )
     add("--no-draw", action="store_true", help="with --output: JSON only")
-    add("--conf", type=float, default=0.25, help="score threshold (default: 0.25)")
-    add("--iou", type=float, default=0.7, help="IoU above which the lower score goes (default: 0.7)")
-    add("--max-det", type=int, default=300, help="most detections of a picture (default: 300)")
+    add("--conf", type=float, help="score threshold (default: 0.25, or what the plan holds)")
+    add("--iou", type=float, help="IoU above which the lower score goes (default: 0.7, or what the plan holds)")
+    add("--max-det", type=int, help="most detections of a picture (default: 300, or what the plan holds)")
     add(
         "--class",
         dest="classes",
@@ -59,43 +67,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="C",
         help="only this class (number or name); may be repeated",
     )
-    add("--agnostic", action="store_true", help="suppress across classes")
+    add("--agnostic", action="store_true", default=None, help="suppress across classes")
+    add("--stride", type=int, default=1, metavar="N", help="of videos: every how many frames one is looked at")
+    add("--frames", type=int, metavar="N", help="of videos: stop after so many frames that were looked at")
     add("--device", metavar="NAME", help="device of the backend (default: its first)")
     add("--threads", type=int, metavar="N", help="threads of a CPU engine")
     add("--json", metavar="FILE", help="write all detections as one JSON list ('-': to standard output, nothing else)")
+    add("--jsonl", metavar="FILE", help="write one line of JSON per picture or frame, as they come ('-' likewise)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from ..images import expand_paths
-
-    paths: list[Path] = []
-    for text in args.inputs:
-        paths += expand_paths(text) or [Path(text)]
-    missing = [p for p in paths if not p.exists()]
-    if missing:
-        raise InputError("There is no such input", received=repr(str(missing[0])))
+    if args.json == "-" and args.jsonl == "-":
+        raise InputError("Only one of --json and --jsonl can go to standard output")
+    if args.output is not None and args.output.exists() and not args.output.is_dir():
+        raise InputError("The output is a file", received=str(args.output), expected="a folder")
+    videos = [text for text in args.inputs if is_video(text)]
+    if videos and args.json is not None:
+        raise InputError("Videos give one line of JSON per frame", received="--json", fix="Use --jsonl")
+    paths = _paths([text for text in args.inputs if not is_video(text)])
+    if len(paths) == 1 and not videos and not paths[0].exists():
+        raise InputError("There is no such input", received=repr(str(paths[0])))
     features = [p for p in paths if p.suffix.lower() == ".npz"]
-    if features and len(features) != len(paths):
+    if features and (len(features) != len(paths) or videos):
         raise InputError(
-            "Pictures and .npz files cannot be mixed", received=f"{len(features)} of {len(paths)} are .npz"
+            "Pictures and .npz files cannot be mixed",
+            received=f"{len(features)} of {len(paths) + len(videos)} are .npz",
         )
+    if not paths and not videos:
+        raise InputError("There is nothing to detect on", received="an empty list")
     if args.output is not None:
         _spare(args, paths)
     started = time.monotonic()
-    with Progress(enabled=not args.quiet) as progress:
+    with Progress(enabled=not args.quiet) as progress, Lines(args.jsonl) as lines:
         progress("loading the engine")
-        found, failed = (_on_features if features else _on_pictures)(args, paths, progress)
-    if args.json != "-":
+        if features:
+            found, failed, counted = *_on_features(args, paths, progress), ""
+            for detections in found:
+                lines.add(detections.to_dict())
+        else:
+            found, failed, counted = _on_images(args, paths, videos, progress, lines)
+    if "-" not in (args.json, args.jsonl):
         rows = [
             [d.source, row.name, f"{row.confidence:.3f}", *(f"{v:.1f}" for v in row.xyxy)] for d in found for row in d
         ]
         if rows:
             print(table(["input", "class", "score", "x1", "y1", "x2", "y2"], rows, right=[2, 3, 4, 5, 6]))
+        if counted:
+            print(counted)
         if not args.quiet:
             took = duration(time.monotonic() - started)
-            done = f"{_count(len(rows), 'detection')} in {_count(len(paths) - len(failed), 'file')}"
-            print(f"{done}, {took} with loading the engine")
+            done = [f"{_count(len(rows), 'detection')} in {_count(len(paths) - len(failed), 'file')}"] * bool(paths)
+            print(", ".join([*done, f"{took} with loading the engine"]))
             if args.output is not None:
                 print(f"written to {args.output}")
     emit_json([d.to_dict() for d in found], args.json)
@@ -104,37 +127,77 @@ def run(args: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
-Found = tuple[list["Detections"], list[InputError]]
+def _paths(texts: Sequence[str]) -> list[Path]:
+    """Files of the arguments, folders and patterns expanded, "-" replaced by the lines of standard input."""
+    from ..images import expand_paths
+
+    paths: list[Path] = []
+    for text in texts:
+        if text == "-":
+            paths += [Path(line) for line in (line.rstrip("\r\n") for line in sys.stdin) if line.strip()]
+        else:
+            paths += expand_paths(text) or [Path(text)]
+    return paths
 
 
-def _on_pictures(args: argparse.Namespace, paths: list[Path], progress: Progress) -> Found:
-    """The results, and what was wrong with pictures that could not be read; of a single one it is raised."""
+def _on_images(
+    args: argparse.Namespace, paths: list[Path], videos: list[str], progress: Progress, lines: Lines
+) -> tuple[list[Detections], list[DheadError], str]:
+    """The results of pictures, what was wrong with those that could not be read (of a single one it is raised), and a
+    table of what was found in videos."""
     from ..detector import Detector
 
     found: list[Detections] = []
-    failed: list[InputError] = []
+    failed: list[DheadError] = []
     options = {"conf": args.conf, "iou": args.iou, "max_det": args.max_det, "agnostic": args.agnostic}
     with Detector(
         args.engine, device=args.device, threads=args.threads, classes=_classes(args.classes), **options
     ) as detector:
-        for done, (path, stem) in enumerate(zip(paths, _stems(paths, paths), strict=True)):
-            progress("detecting", done / len(paths))
-            try:
-                detections = detector(path)
-            except InputError as e:
-                if len(paths) == 1:
-                    raise
-                failed.append(e)
+        results = zip(paths, _stems(paths, paths), _each(detector, paths), strict=True)
+        for done, (path, stem, result) in enumerate(results, 1):
+            if isinstance(result, DheadError):
+                if len(paths) == 1 and not videos:
+                    raise result
+                failed.append(result)
+                lines.add({"source": str(path), "error": str(result)})
                 continue
             if args.output is not None:
-                write_text(args.output / f"{stem}.json", detections.to_json() + "\n")
+                write_text(args.output / f"{stem}.json", result.to_json() + "\n")
                 if not args.no_draw:
-                    detections.draw(path, args.output / f"{stem}.png")
-            found.append(detections)
-    return found, failed
+                    result.draw(path, args.output / f"{stem}.png")
+            found.append(result)
+            lines.add(result.to_dict())
+            progress("detecting", done / len(paths))
+        counted, bad = on_videos(detector, videos, args, progress, lines)
+    if bad and len(videos) == 1 and not paths:
+        raise bad[0]
+    return found, failed + bad, counted
 
 
-def _on_features(args: argparse.Namespace, paths: list[Path], progress: Progress) -> Found:
+def _each(detector: Detector, paths: Sequence[Path]) -> Iterator[Any]:
+    """Detections or an error for each picture, in order, a few of them on their way at once."""
+    if (detector.engine.inputs[0].shape[0]) > 1:  # a batch that must be full
+        yield from detector.stream(paths, on_error="return")
+        return
+    waiting: deque[Any] = deque()
+    for path in paths:
+        waiting.append(detector.submit(path))
+        if len(waiting) > 4:
+            yield _outcome(waiting.popleft())
+    while waiting:
+        yield _outcome(waiting.popleft())
+
+
+def _outcome(future: Any) -> Any:
+    try:
+        return future.result()
+    except DheadError as e:
+        return e
+
+
+def _on_features(
+    args: argparse.Namespace, paths: list[Path], progress: Progress
+) -> tuple[list[Detections], list[DheadError]]:
     """One result for each image of each file's batch; boxes are in pixels of the network input."""
     from ..detections import Detections, class_ids
     from ..engine import Engine
@@ -181,10 +244,8 @@ def _spare(args: argparse.Namespace, paths: list[Path]) -> None:
     """Makes sure that no result is written over an input, or over a file of the engine.
 
     Raises:
-        InputError: one would be; or the folder is a file.
+        InputError: one would be.
     """
-    if args.output.exists() and not args.output.is_dir():
-        raise InputError("The output is a file", received=str(args.output), expected="a folder")
     engine = [args.engine, *(args.engine.with_suffix(suffix) for suffix in (".json", ".xml", ".bin"))]
     kept = {p.resolve() for p in (*paths, *engine)}
     for stem in _stems(paths, paths):
