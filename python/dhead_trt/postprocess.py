@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,6 +150,7 @@ def detect(
         InputError: a map or output is missing, or has the wrong type, shape or layout, or an option is out of range.
         BackendUnavailable: the maps are on a GPU, and there is none here, or this was built without CUDA.
     """
+    options = _Options(conf, iou, max_candidates, max_det, classes, class_agnostic, multi_label)
     gpu = False
     try:
         head = _arguments(maps, spec)
@@ -158,36 +159,12 @@ def detect(
             if gpu:
                 from .cuda import detect_cuda
 
-                found = detect_cuda(
-                    maps, spec, conf=conf, iou=iou, max_candidates=max_candidates, max_det=max_det, classes=classes,
-                    class_agnostic=class_agnostic, multi_label=multi_label, out=out, stream=stream,
-                )  # fmt: skip
-                return DetectResult(*found)
-        mask = _class_mask(classes, spec.num_classes)
-        result = empty_detections(head[1][0].shape[0], max_det) if out is None else out
-        _core.detect(
-            *head,
-            conf,
-            iou,
-            max_candidates,
-            max_det,
-            mask,
-            bool(class_agnostic),
-            bool(multi_label),
-            result,
-            threads=_threads(threads),
-            simd=simd,
-        )
+                return DetectResult(*detect_cuda(maps, spec, **options._asdict(), out=out, stream=stream))
+        return _select(_core.detect, head, head[1][0].shape[0], spec.num_classes, options, out, threads, simd)
     except _REFUSED:
-        if gpu:
-            raise
-        arrays = checked_maps(maps, spec)
-        check_limits(conf, iou, max_candidates, max_det)
-        if out is not None:
-            check_detections(out, len(arrays[0]), max_det, arrays)
-        check_simd(simd)
+        if not gpu:
+            _explain(checked_maps(maps, spec), options, out, simd)
         raise
-    return result if type(result) is DetectResult else DetectResult(*result)
 
 
 def nms(
@@ -215,31 +192,13 @@ def nms(
     Raises:
         InputError: an array has the wrong type, shape or layout, or an option is out of range.
     """
+    options = _Options(conf, iou, max_candidates, max_det, classes, class_agnostic, multi_label)
     try:
-        mask = _class_mask(classes, scores.shape[-1])
-        result = empty_detections(scores.shape[0], max_det) if out is None else out
-        _core.nms(
-            boxes,
-            scores,
-            conf,
-            iou,
-            max_candidates,
-            max_det,
-            mask,
-            bool(class_agnostic),
-            bool(multi_label),
-            result,
-            threads=_threads(threads),
-            simd=simd,
-        )
+        return _select(_core.nms, (boxes, scores), scores.shape[0], scores.shape[-1], options, out, threads, simd)
     except _REFUSED:
         check_decoded(boxes, scores)
-        check_limits(conf, iou, max_candidates, max_det)
-        if out is not None:
-            check_detections(out, len(scores), max_det, (boxes, scores))
-        check_simd(simd)
+        _explain((boxes, scores), options, out, simd)
         raise
-    return result if type(result) is DetectResult else DetectResult(*result)
 
 
 def empty_detections(batch: int, max_det: int = 300) -> DetectResult:
@@ -251,6 +210,53 @@ def empty_detections(batch: int, max_det: int = 300) -> DetectResult:
         np.empty((batch, max_det), np.int32),
         np.empty(batch, np.int32),
     )
+
+
+class _Options(NamedTuple):
+    conf: float
+    iou: float
+    max_candidates: int
+    max_det: int
+    classes: Iterable[int] | None
+    class_agnostic: bool
+    multi_label: bool
+
+
+def _select(
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    batch: int,
+    num_classes: int,
+    options: _Options,
+    out: DetectResult | None,
+    threads: int | None,
+    simd: str | None,
+) -> DetectResult:
+    """Calls a function of `_core` that ends in detections."""
+    result = empty_detections(batch, options.max_det) if out is None else out
+    function(
+        *arguments,
+        *options[:4],
+        _class_mask(options.classes, num_classes),
+        bool(options.class_agnostic),
+        bool(options.multi_label),
+        result,
+        threads=_threads(threads),
+        simd=simd,
+    )
+    return result if type(result) is DetectResult else DetectResult(*result)
+
+
+def _explain(arrays: tuple[Array, ...], options: _Options, out: DetectResult | None, simd: str | None) -> None:
+    """Finds out what `_select` refused; the arrays themselves are fine.
+
+    Raises:
+        InputError: what was wrong, if it was one of these.
+    """
+    check_limits(*options[:4])
+    if out is not None:
+        check_detections(out, len(arrays[0]), options.max_det, arrays)
+    check_simd(simd)
 
 
 @functools.lru_cache(maxsize=64)
