@@ -101,6 +101,10 @@ bench: $(STAMPS)/installed ## Measure the decode and the engines on this machine
 	$(PY) bench/decode.py
 	$(PY) bench/engine.py
 
+.PHONY: performance
+performance: $(STAMPS)/installed ## Measure all that docs/performance.md shows, and write it (about 8 minutes; resumes)
+	$(PY) scripts/performance.py
+
 .PHONY: kernels
 kernels: $(STAMPS)/requirements ## Compile every CUDA kernel for every architecture; registers, shared memory, spills
 	scripts/kernels.sh
@@ -117,7 +121,7 @@ distclean: clean ## clean, and remove VENV
 
 .PHONY: help
 help: ## This list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' Makefile
 
 # ---- the environment -------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def plot_bench(report: BenchReport, path: str | os.PathLike[str]) -> Path:
     if not report.cells:
         raise InputError("There is nothing to draw", received="a report without a measurement")
     rows = max(len(report.cells), 4)
-    with saved_figure(path, (13, 2.6 + 0.32 * rows), title=f"{report.command}") as figure:
+    with saved_figure(path, (13, 2.6 + 0.32 * rows), title=textwrap.fill(report.command, 150)) as figure:
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 0.8, 1.1))
         _histogram(left, report)
         _throughput(middle, report)
@@ -76,7 +77,7 @@ def _histogram(axis: Any, report: BenchReport) -> None:
         )
     axis.set_xscale("log")
     axis.set_xlim(low, high)
-    _plain_log(axis.xaxis)
+    _plain_log(axis.xaxis, high / low)
     axis.set_xlabel(f"milliseconds of a call, batch {batch}\n{CLOCKS[clock]}; dotted: median")
     axis.set_ylabel("share of the calls")
     axis.legend(fontsize=7, frameon=False)
@@ -131,11 +132,12 @@ def _breakdown(axis: Any, report: BenchReport) -> None:
     axis.set_title("Where the time goes", fontsize=10, loc="left")
 
 
-def _plain_log(axis: Any) -> None:
+def _plain_log(axis: Any, span: float) -> None:
     """Numbers such as 0.5, 2 and 30 on a logarithmic axis, instead of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    subs = (1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.3, 2.6, 3, 3.5, 4, 5, 6, 7, 8, 9)
+    axis.set_major_locator(LogLocator(subs=subs[:: 1 if span < 1.6 else 2] if span < 4 else (1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
 

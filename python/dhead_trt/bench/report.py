@@ -322,7 +322,9 @@ def machine_line(machine: dict[str, Any]) -> str:
     extensions = f" ({', '.join(machine['extensions'])})" if machine.get("extensions") else ""
     gpus = "".join(f", {g['name']} (driver {g['driver']})" for g in machine.get("gpus", []))
     load = f", load {machine['load_average']:.1f}" if machine.get("load_average") is not None else ""
-    return f"{machine['cpu']}, {machine['cpus']} cores{extensions}{gpus}, {machine['system']}{load}"
+    online = machine.get("cpus_online")
+    of = f" of {online}" if online not in (None, machine["cpus"]) else ""
+    return f"{machine['cpu']}, {machine['cpus']}{of} cores{extensions}{gpus}, {machine['system']}{load}"
 
 
 def versions_line(versions: dict[str, str]) -> str:
