@@ -76,13 +76,17 @@ def stages() -> list[Stage]:
     decode, peers = ("bench/decode.py", "--threads", "2"), ("bench/decode_peers.py", "--threads", "2")
     engine, detector = ("bench/engine.py", "--threads", "2"), ("bench/detector.py", "--threads", "2")
     peer = ("bench/ultralytics_predict.py", "--threads", "2")
+    scaling = ("bench/decode_scaling.py", *out, "--plot", "{plot}")
+    boxed = ("bench/letterbox.py", *out)
     return [
         Stage("models", build, build, 40),
-        Stage("decode", (*decode, "--rounds", "15", *out), (*decode, "--rounds", "2", *out), 35),
-        Stage("decode_peers", (*peers, "--rounds", "8", *out), (*peers, "--rounds", "2", *out), 40),
-        Stage("engine", (*engine, "--rounds", "4", *out), (*engine, "--rounds", "1", "--head", "light", *out), 90),
-        Stage("detector", (*detector, "--rounds", "32", *out), (*detector, "--rounds", "4", *out), 50),
-        Stage("ultralytics", (*peer, "--rounds", "8", *out), (*peer, "--rounds", "2", *out), 60),
+        Stage("decode", (*decode, "--rounds", "15", *out), (*decode, "--rounds", "2", *out), 30),
+        Stage("decode_scaling", scaling, (*scaling, "--rounds", "2", "--most-anchors", "100000"), 50),
+        Stage("decode_peers", (*peers, "--rounds", "8", *out), (*peers, "--rounds", "2", *out), 35),
+        Stage("letterbox", (*boxed, "--rounds", "10"), (*boxed, "--rounds", "3"), 25),
+        Stage("engine", (*engine, "--rounds", "3", *out), (*engine, "--rounds", "1", "--head", "light", *out), 70),
+        Stage("detector", (*detector, "--rounds", "24", *out), (*detector, "--rounds", "4", *out), 40),
+        Stage("ultralytics", (*peer, "--rounds", "6", *out), (*peer, "--rounds", "2", *out), 50),
         Stage(
             "bench",
             (*bench, "--threads", "1", "2", "--rounds", "10", "--warmup", "0.5", *page),

@@ -117,6 +117,65 @@ def _peers(result: Record, results: Path, images: Path) -> Section:
     return "\n".join(lines), ["performance-decode.png"]
 
 
+def _scaling(result: Record, results: Path, images: Path) -> Section:
+    rows = []
+    for batch, kinds in result["threads"].items():
+        for kind, r in kinds.items():
+            least = f"{r['by_minima']:.2f}"
+            rows.append([f"{kind}, batch {batch}", _ms(r["one"]["median_ms"]), _ms(r["more"]["median_ms"]),
+                         f"{r['ratio']:.2f}", _span(r), least])  # fmt: skip
+    parts = [
+        "## How the decode scales",
+        prose("""640 px, 80 classes, 17 bins, ms. The floors read the maps and do nothing else: where they gain nothing
+            from a second thread, memory is busy."""),
+        _table(["", "1 thread", "2 threads", "gain", "95 % interval", "by the fastest"], rows),
+    ]
+    for what in ("anchors", "survivors"):
+        found = result[what]
+        names = list(found["median_ms"])
+        times = [[f"{n:,}", *(_ms(found["median_ms"][k][i]) for k in names)] for i, n in enumerate(found["counts"])]
+        slopes = [f"exponent from {found['exponent_from']:,}", *(f"{found['exponent'][k]:.2f}" for k in names)]
+        parts.append(_table([f"{what}, 1 thread", *(f"{k}, ms" for k in names)], [*times, slopes]))
+    parts.append("An exponent of 1 is linear.")
+    return _with_picture(parts, "Decode, detection and NMS by size", "decode_scaling", results, images)
+
+
+def _letterbox(result: Record, results: Path, images: Path) -> Section:
+    theirs = list(result["results"][0]["ratios"])
+    rows = []
+    for r in result["results"]:
+        height, width = r["image"]
+        ours = r["times"]["ours"]["median_ms"]
+        ratios = [f"{r['ratios'][n]['ratio']:.2f} ({_span(r['ratios'][n])})" for n in theirs]
+        rows.append([f"{width} × {height} → {r['canvas']}, {_count(r['threads'])}", _ms(ours), *ratios])
+    met = sum(r["met"] for r in result["results"])
+    lines = [
+        "## Letterbox",
+        "",
+        prose(f"""Resize, border and normalisation to planar float32, {result["simd"]}: our ms, and how many times
+            as long OpenCV's ways take on the same images, with 95 % intervals. “usual”: cv2.resize, copyMakeBorder,
+            numpy's transpose, astype and division."""),
+        "",
+        _table(["", "ours, ms", *theirs], rows),
+        "",
+        f"- at least {result['target']:g}× any of them: in {met} of {len(result['results'])} cases"
+        + ("" if met == len(result["results"]) else ": **not met in the others**"),
+    ]
+    return "\n".join(lines), []
+
+
+def _count(threads: int) -> str:
+    return f"{threads} thread{'' if threads == 1 else 's'}"
+
+
+def _with_picture(parts: list[str], title: str, stage: str, results: Path, images: Path) -> Section:
+    """The section with the picture that the stage's own command drew."""
+    picture = f"performance-{stage}.png"
+    with atomic_path(images / picture) as temporary:
+        shutil.copyfile(results / f"{stage}.png", temporary)
+    return "\n\n".join([*parts, f"![{title}](images/{picture})"]), [picture]
+
+
 def _engine(result: Record, results: Path, images: Path) -> Section:
     lines = ["## The network of the reference head", ""]
     for r in result["results"]:
@@ -196,7 +255,7 @@ def _ultralytics(result: Record, results: Path, images: Path) -> Section:
     return "\n".join(lines), []
 
 
-def _bench(title: str, intro: str, picture: str) -> Callable[[Record, Path, Path], Section]:
+def _bench(title: str, intro: str, stage: str) -> Callable[[Record, Path, Path], Section]:
     """A section for a run of `dhead-trt bench`."""
 
     def section(result: Record, results: Path, images: Path) -> Section:
@@ -222,13 +281,10 @@ def _bench(title: str, intro: str, picture: str) -> Callable[[Record, Path, Path
                 base = c["base"] if other else f"{c['base_threads']} thread"
                 same = c["threads"] if other else ""
                 ratios.append([who, base, c["batch"], same, f"{fast['value']:.2f}", _span(fast)])
-        source = results / f"{picture.removeprefix('performance-')}"
-        with atomic_path(images / picture) as temporary:
-            shutil.copyfile(source, temporary)
         parts = [f"## {title}", prose(intro), _table(heads, rows)]
         if ratios:
             parts.append(_table(["", "against", "batch", "threads", "times as fast", "95 % interval"], ratios))
-        return "\n\n".join([*parts, f"![{title.replace('`', '')}](images/{picture})"]), [picture]
+        return _with_picture(parts, title.replace("`", ""), stage, results, images)
 
     return section
 
@@ -285,7 +341,9 @@ def _bars(bars: Sequence[tuple[str, Mapping[str, float]]], path: Path) -> None:
 
 SECTIONS: dict[str, Callable[[Record, Path, Path], Section]] = {
     "decode": _decode,
+    "decode_scaling": _scaling,
     "decode_peers": _peers,
+    "letterbox": _letterbox,
     "engine": _engine,
     "detector": _detector,
     "ultralytics": _ultralytics,
@@ -297,12 +355,12 @@ SECTIONS: dict[str, Callable[[Record, Path, Path], Section]] = {
             file runs in ONNX Runtime with our letterbox, decode and NMS. Percentiles need calls
             beyond them (p90: 10, p95: 20, p99: 100). MiB: resident memory of a process that opens
             the model and calls it three times.""",
-        "performance-bench.png",
+        "bench",
     ),
     "batches": _bench(
         "`dhead-trt bench`, throughput against batch",
         "The light reference head (64, 128, 256 channels), 640 px, features in, detections out.",
-        "performance-batches.png",
+        "batches",
     ),
     "gpu": _gpu,
 }
