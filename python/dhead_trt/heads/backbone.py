@@ -33,9 +33,9 @@ class BackboneSize:
     finest: int = 8
 
 
-# n to x: YOLOv8's own widths and depths; p: for CPUs and small objects, 0.8 million parameters with the head
+# n to x: YOLOv8's own widths and depths; p: for CPUs, 0.93 million parameters with the head
 BACKBONES = {
-    "p": BackboneSize((16, 32, 64, 80, 96), (32, 48, 64), (2, 2, 1, 1), finest=4),
+    "p": BackboneSize((16, 32, 64, 80, 96), (48, 64, 64), (2, 2, 1, 1)),
     "n": BackboneSize((16, 32, 64, 128, 256), (64, 128, 256), (1, 2, 2, 1), 1),
     "s": BackboneSize((32, 64, 128, 256, 512), (128, 256, 512), (1, 2, 2, 1), 1),
     "m": BackboneSize((48, 96, 192, 384, 576), (192, 384, 576), (2, 4, 4, 2), 2),

@@ -23,7 +23,7 @@ class TrainConfig:
     Attributes:
         epochs: passes over the data; the schedule's length, unless `minutes` is given.
         minutes: end after this time instead; the schedule follows the clock (pauses count), so that runs of the same
-            seed differ. 0: by epochs, reproducible.
+            seed differ. The time to compile and to measure mAP does not count. 0: by epochs, reproducible.
         batch: images of a step.
         epoch_images: images of an epoch, taken from the data set one after the other, for sets without an end (scenes).
             0: an epoch is the whole set in random order.

@@ -125,7 +125,9 @@ class Trainer:
                 epoch = self.epoch
                 row = self._train_step(next(batches))
                 now = time.monotonic()
-                self.seconds, clock = self.seconds + now - clock, now
+                if self.step > first + 1 or not self.config.compile:  # that step compiles
+                    self.seconds += now - clock
+                clock = now
                 log.step({"step": self.step, "epoch": epoch, "seconds": round(self.seconds, 2), **row})
                 sums.add(row)
                 done = self.fraction()
