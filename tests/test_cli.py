@@ -333,6 +333,12 @@ def test_bad_options(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "The output is a folder" in refused(capsys, "export", "my_heads:make", "-o", ".")
 
 
+def test_parity_refuses_what_says_nothing_of_a_graph(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (inside / "m.onnx").write_bytes(b"not looked at")
+    for words in (["--size", "n"], ["--num-classes", "3"], ["--weights", "w.pt"]):
+        assert f"for PyTorch heads: received {words[0]}." in refused(capsys, "parity", "m.onnx", *words)
+
+
 # -- build, infer, parity ---------------------------------------------------------------------------------------------
 
 

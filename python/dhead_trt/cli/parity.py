@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import ArtifactError, InputError
 from ..progress import Progress
 from .common import add_head_options, emit_json, image_size, read_npz, resolve
+from .export import refuse_head_options
 
 DESCRIPTION = """\
 Run a model in every way this machine can, on the same input, and compare each with the float64 oracle: the original's
@@ -77,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None and args.plot.suffix.lower() not in PICTURES:
         raise InputError("The picture has no known format", received=str(args.plot), expected=", ".join(PICTURES))
     source = resolve(args, original)
+    if source.path is not None:
+        refuse_head_options(args)
     inputs = None if args.input is None else read_inputs(args.input, source.value, args.image_size)
     if args.layers:
         return _layers(args, source.value, engines, inputs, Path(original).name)

@@ -102,6 +102,11 @@ def _compare(what: str, rows: npt.NDArray[np.float64], maps: Arrays, tail: Tail,
     finite = np.isfinite(rows) & np.isfinite(expected)
     if not np.array_equal(np.isnan(rows), np.isnan(expected)) or finite.mean() < 0.5:
         raise _failed(what, f"only {finite.mean():.1%} of the outputs are finite in both", shape)
+    apart = _infinite_in_one(rows, expected, tail.map_dtypes["box_0"])
+    if apart.any():
+        image, row, anchor = np.argwhere(apart)[0]
+        values = f"{rows[image, row, anchor]:g} in the graph, {expected[image, row, anchor]:g} in the decode of the cut"
+        raise _failed(what, f"{int(apart.sum())} outputs are infinite in one only (row {row}: {values})", shape)
     error = np.where(finite, np.abs(rows - np.where(finite, expected, 0)), 0.0)
     box_error, score_error = float(error[:, :4].max()), float(error[:, 4:].max())
     extent = float(np.abs(boxes[np.isfinite(boxes)]).max(initial=0.0))
@@ -127,6 +132,17 @@ def _compare(what: str, rows: npt.NDArray[np.float64], maps: Arrays, tail: Tail,
         "finite": float(finite.mean()),
         "score_range": [float(np.nanmin(rows[:, 4:])), float(np.nanmax(rows[:, 4:]))],
     }
+
+
+def _infinite_in_one(
+    rows: npt.NDArray[np.float64], expected: npt.NDArray[np.float64], dtype: str
+) -> npt.NDArray[np.bool_]:
+    """Where one side is infinite and the other is not the same, overflow of the graph's own type excepted."""
+    differ = (np.isinf(rows) | np.isinf(expected)) & ~np.isnan(expected) & (rows != expected)
+    overflow = (
+        np.isinf(rows) & (np.abs(expected) > 0.5 * float(np.finfo(dtype).max)) & (np.sign(rows) == np.sign(expected))
+    )
+    return np.asarray(differ & ~overflow)
 
 
 def _formatted(boxes: npt.NDArray[np.float64], box_format: BoxFormat) -> npt.NDArray[np.float64]:
