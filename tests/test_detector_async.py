@@ -236,3 +236,98 @@ def test_memory_stays_flat(detector: Detector) -> None:
         assert sum(pool.map(work, range(8))) == 0
     print(f"resident memory: {[round(v / 2**20, 1) for v in levels]} MiB")
     assert max(levels[1:]) < levels[0] * 1.01
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_use_of_the_pipeline(seed: int) -> None:
+    """Jobs that work, fail in either half and are cancelled, from several threads, and a close at any moment: every
+    future that was given is done, with its own result or error, never more are on their way than allowed, and no
+    thread stays."""
+    rng = np.random.default_rng(seed)
+    depth, loaders, runners = (int(n) for n in rng.integers(1, 5, 3))
+    before, lock, busy, most = len(names()), threading.Lock(), 0, 0
+
+    def enter(change: int) -> None:
+        nonlocal busy, most
+        with lock:
+            busy += change
+            most = max(most, busy)
+
+    def prepare(job: int) -> int:
+        enter(1)
+        if job % 7 == 3:
+            enter(-1)
+            raise ValueError(job)
+        time.sleep(0.0005 * (job % 3))
+        return job
+
+    def run(job: int) -> int:
+        enter(-1)
+        if job % 11 == 5:
+            raise KeyError(job)
+        time.sleep(0.0005 * (job % 2))
+        return job * job
+
+    pipeline = Pipeline(prepare, run, loaders=loaders, runners=runners, depth=depth)
+    cancel, pause = bool(rng.integers(2)), float(rng.uniform(0, 0.05))
+    given: list[tuple[int, Any]] = []
+    refused = []
+
+    def use(thread: int) -> None:
+        for k in range(40):
+            job = thread * 40 + k
+            try:
+                future = pipeline.submit(job)
+            except InputError:
+                refused.append(job)
+                return
+            with lock:
+                given.append((job, future))
+            if job % 13 == 0:
+                future.cancel()
+
+    threads = [threading.Thread(target=use, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    if seed % 3:
+        time.sleep(pause)
+        pipeline.close(cancel=cancel)
+    for t in threads:
+        t.join(60)
+        assert not t.is_alive()
+    pipeline.close()
+    assert len(names()) == before
+    assert busy == 0
+    assert most <= depth
+    assert seed % 3 or len(given) == 160
+    for job, future in given:
+        assert future.done()
+        if future.cancelled():
+            assert job % 13 == 0 or cancel
+        elif job % 7 == 3:
+            assert isinstance(future.exception(), ValueError)
+        elif job % 11 == 5:
+            assert isinstance(future.exception(), KeyError)
+        else:
+            assert future.result() == job * job
+
+
+def test_a_small_soak(detector: Detector) -> None:
+    """bench/soak.py in little: eight threads, calls and submits mixed; results bit by bit, and memory that stays."""
+    resource = pytest.importorskip("resource", reason="not a POSIX system")
+    images = [picture(i) for i in range(12)]
+    want = [detector(image) for image in images]
+
+    def work(start: int) -> int:
+        wrong = 0
+        for k in range(60):
+            i = (start + k) % 12
+            wrong += (detector.submit(images[i]).result(60) if k % 2 else detector(images[i])) != want[i]
+        return wrong
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(work, range(8))) == 0
+        early = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(3):
+            assert sum(pool.map(work, range(8))) == 0
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss <= early * 1.01 + 4096  # KiB
