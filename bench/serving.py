@@ -127,7 +127,9 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=1, help="copies of the model (default: 1)")
     parser.add_argument("--clients", type=int, default=8, help="that send at once (default: 8)")
     parser.add_argument("--requests", type=int, default=100, help="of each measurement (default: 100)")
-    parser.add_argument("--precision", default="bf16" if "amx_tile" in machine()["extensions"] else "fp32")
+    extensions = machine()["extensions"]
+    fast = "avx512_bf16" in extensions or "amx_tile" in extensions
+    parser.add_argument("--precision", default="bf16" if fast else "fp32", help="of the engine")
     parser.add_argument("--only", choices=["process", "triton", "ray"], action="append")
     parser.add_argument("--output", type=Path, help="write the record as JSON")
     args = parser.parse_args()

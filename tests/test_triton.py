@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,13 +31,15 @@ from PIL import Image
 
 import serving_env
 import small_models
-from dhead_trt import cli
-from dhead_trt.artifact import Artifact, FileRecord
+from dhead_trt import cli, postprocess
+from dhead_trt.artifact import Artifact, FileRecord, TensorInfo
 from dhead_trt.build import build
 from dhead_trt.detections import Detections
 from dhead_trt.detector import Detector
+from dhead_trt.engine import Engine
 from dhead_trt.errors import InputError
-from dhead_trt.serving import Repository, write_repository
+from dhead_trt.letterbox import letterbox
+from dhead_trt.serving import Repository, triton_models, write_repository
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
@@ -189,6 +193,99 @@ def test_command(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "tritonserver --model-repository=" in err
     assert cli.main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: The repository has models of these names: received cam.")
+
+
+class Utilities(ModuleType):
+    """What the models use of Triton's own module, which exists only inside its server."""
+
+    class TritonError(Exception):
+        """With a code."""
+
+        INVALID_ARG = 3
+
+        def __init__(self, message: str, code: int | None = None) -> None:
+            super().__init__(message)
+            self.code = code
+
+    class Tensor:
+        """A named array."""
+
+        def __init__(self, name: str, array: np.ndarray) -> None:
+            self.name, self.array = name, array
+
+        def as_numpy(self) -> np.ndarray:
+            return self.array
+
+    class InferenceResponse:
+        """Tensors or an error."""
+
+        def __init__(self, tensors: Any = (), error: Any = None) -> None:
+            self.arrays, self.error = {t.name: t.array for t in tensors}, error
+
+    class Request:
+        """Arrays by name, and parameters."""
+
+        def __init__(self, parameters: str = "", **arrays: np.ndarray) -> None:
+            self.arrays, self.text = arrays, parameters
+
+        def parameters(self) -> str:
+            return self.text
+
+    @classmethod
+    def get_input_tensor_by_name(cls, request: Any, name: str) -> Any:
+        return cls.Tensor(name, request.arrays[name])
+
+
+@pytest.mark.parametrize("form", ["raw", "decoded", "detections"])
+def test_last_step_for_every_form_of_plan(
+    plan: Path, folder: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """What a TensorRT plan gives, in each form, becomes what the Detector gives; here without a server and a GPU."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", Utilities("triton_python_backend_utils"))
+    source = Artifact.load(plan)
+    with Image.open(images[1]) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    canvas, _ = letterbox(pixels, (256, 320))
+    batch = np.stack([canvas, canvas[:, ::-1].copy()])
+    spec = source.spec
+    assert spec is not None
+    with Engine(plan, output="raw") as engine:
+        maps = engine.infer(batch)
+    outputs = source.outputs
+    if form == "decoded":
+        boxes, scores = postprocess.decode(maps, spec)
+        maps = {"boxes": boxes, "scores": scores}
+    elif form == "detections":
+        found = postprocess.detect(maps, spec, conf=CONF)._asdict()
+        maps = {n: found[n] for n in ("num_dets", "det_boxes", "det_scores", "det_classes")}
+    if form != "raw":
+        outputs = tuple(TensorInfo(n, a.dtype.name, (-1, *a.shape[1:])) for n, a in maps.items())
+    artifact = tensorrt_artifact(plan, tmp_path, form=form, outputs=outputs)
+    made = write_repository(artifact, tmp_path / "models", conf=CONF, image="pixels")
+    home = made.path / "street_detect"
+    text = (home / "config.pbtxt").read_text()
+    parameters = dict(re.findall(r'parameters \{ key: "(\w+)" value: \{ string_value: "([^"]*)" \} \}', text))
+    config = {
+        "parameters": {k: {"string_value": v} for k, v in parameters.items()},
+        "input": [{"name": n} for n in (*maps, "source_size")],
+        "output": [{"name": n} for n in ("num_dets", "det_boxes", "det_scores", "det_classes")],
+    }
+    model = triton_models.DetectModel()
+    model.initialize({"model_config": json.dumps(config), "model_repository": str(home), "model_version": "1"})
+    sizes = np.array([pixels.shape[:2]] * 2, np.int32)
+    good = Utilities.Request(source_size=sizes, **maps)
+    wrong = Utilities.Request('{"conf": 7}', source_size=sizes, **maps)
+    other = Utilities.Request('{"conf": 0.8}', source_size=sizes, **maps)
+    answers = model.execute([good, wrong, other])
+    with Detector(plan, conf=CONF) as detector:
+        same(answers[0].arrays, 0, detector(pixels), pixels=0.02)
+        assert int(answers[0].arrays["num_dets"][1, 0]) > 0
+        if form == "detections":
+            assert "holds its thresholds" in str(answers[2].error)
+        else:
+            same(answers[2].arrays, 0, detector(pixels, conf=0.8), pixels=0.02)
+    assert answers[1].error.code == Utilities.TritonError.INVALID_ARG
+    model.finalize()
 
 
 # -- a real server -----------------------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ class _Model:
         self._outputs = [o["name"] for o in config["output"]]
         self._inputs = [i["name"] for i in config["input"]]
         self._folder = Path(args["model_repository"]) / args["model_version"]
+        on_gpu = args.get("model_instance_kind") == "GPU"
+        self._device = f"cuda:{args['model_instance_device_id']}" if on_gpu else None
         self.open()
 
     def open(self) -> None:
@@ -99,8 +101,7 @@ class DetectorModel(_Model):
         threads = int(self._parameters["threads"]) or None
         self._most = int(self._parameters["max_det"])
         plan = self._folder / self._parameters["plan"]
-        device = self._parameters.get("device")
-        self._detector = Detector(plan, device, threads=threads, max_det=self._most)
+        self._detector = Detector(plan, self._device, threads=threads, max_det=self._most)
         self._readers = ThreadPoolExecutor(threads or 2, thread_name_prefix="read")
 
     def finalize(self) -> None:
