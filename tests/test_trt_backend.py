@@ -351,3 +351,53 @@ def test_device_names() -> None:
     for name in ("cpu", "cuda:x", "-1", ""):
         with pytest.raises(InputError, match="CUDA device"):
             device_index(name)
+
+
+def test_detector_on_device_images(
+    standin: StandIn, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real engine binding between the real letterbox and NMS kernels (on the host): images on the "GPU" give what
+    those on the host do, and the memory of a call is used again."""
+    import cuda_stand_in
+    from dhead_trt import _batches, _device, _device_images
+    from dhead_trt import cuda as front
+    from dhead_trt.detector import Detector
+
+    kernels = cuda_stand_in.build(tmp_path_factory.mktemp("kernels"))
+    monkeypatch.setattr(kernels, "device_of", lambda address: 0)  # each stand-in knows its own memory only
+    for module in (_batches, _device, _device_images, front):
+        monkeypatch.setattr(module, "cuda_module", lambda: kernels)
+    monkeypatch.setattr(_batches, "availability", lambda: (True, ""))
+
+    class Memory(Gpu):
+        """Of the stand-in that the engine knows."""
+
+        def to_host(self) -> np.ndarray:
+            interface = self.__cuda_array_interface__
+            size = int(np.prod(self.shape)) * int(interface["typestr"][2:])
+            return np.frombuffer(ctypes.string_at(self.ptr, size), interface["typestr"]).reshape(self.shape)
+
+        def __del__(self) -> None:
+            self.free()
+
+    monkeypatch.setattr(front, "empty", lambda shape, typestr, *_: Memory(standin, np.zeros(shape, typestr)))
+
+    def put(array: np.ndarray) -> Any:
+        there = kernels.DeviceArray(list(array.shape), "|u1")
+        there.copy_from_host(np.ascontiguousarray(array))
+        return there
+
+    artifact = made(small.onnx_bytes("detector"), tmp_path, batch=(1, 2, 3))
+    images = [np.random.default_rng(i).integers(0, 256, (50 + i, 70, 3), dtype=np.uint8) for i in range(4)]
+    with Detector(artifact.plan, conf=0.01, iou=1) as detector:
+        assert detector.engine.takes_device_arrays
+        want = [detector(image) for image in images]
+        assert sum(map(len, want)) > 0
+        there = [put(image) for image in images]
+        assert [detector(image) for image in there] == want
+        assert detector(there) == detector(images)
+        held = {kind: standin.count(kind) for kind in ("malloc", "copy")}
+        assert detector(there[0]) == want[0]
+        assert {kind: standin.count(kind) for kind in held} == held
+        assert detector.submit(there[1]).result(60) == want[1]
+    del detector, there
