@@ -114,7 +114,7 @@ def _not_run(records: Mapping[str, Record | None], data: Mapping[str, Record]) -
         if record is None:
             lines.append(f"- {_TITLES.get(name, name)}: this stage was not run")
         elif record["status"] != "done":
-            lines.append(f"- {_TITLES.get(name, name)}: {record['reason']}")
+            lines.append(f"- {_TITLES.get(name, name)}: not run on this machine: {record['reason']}")
     lines += [f"- {sentence}" for sentence in dict.fromkeys(s for r in data.values() for s in r.get("not_run", []))]
     lines += [
         "- TensorRT's EfficientNMS, TensorRT-YOLO, tensorrtx, DeepStream-Yolo: they run on NVIDIA GPUs only.",
