@@ -47,9 +47,10 @@ def padded(image: Image, size: int) -> Image:
     if (h, w) != (height, width):
         image = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
     top, left = round((size - h) / 2 - 0.1), round((size - w) / 2 - 0.1)
-    return cv2.copyMakeBorder(
+    canvas: Image = cv2.copyMakeBorder(
         image, top, size - h - top, left, size - w - left, cv2.BORDER_CONSTANT, value=(114, 114, 114)
     )
+    return canvas
 
 
 def runs_for(image: Image, size: int, threads: int) -> dict[str, Callable[[], Any]]:

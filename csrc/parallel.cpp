@@ -37,27 +37,60 @@ bool spin_until(const Done& done) {
     return done();
 }
 
-// One call of parallel_run; it lives on the caller's stack. `helpers`, `helpers_wanted` and the list are guarded by the
-// pool's mutex.
+// A run of tasks, and the next of them that nobody has begun.
+struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+};
+
+// One call of parallel_run; it lives on the caller's stack. `helpers`, `helpers_wanted`, `joined` and the list are
+// guarded by the pool's mutex.
+//
+// Each thread begins with a share of its own, the caller with the first, and then takes what is left of the others': so
+// the next call like this one finds the same memory in the same processor's cache.
 struct Job {
+    static constexpr int32_t kMaxShares = 8;
+
     void (*body)(void*, int64_t);
     void* context;
-    int64_t tasks;
-    std::atomic<int64_t> next{0};
+    Share shares[kMaxShares];
+    int32_t num_shares;
     std::atomic<int32_t> helpers{0};
     int32_t helpers_wanted = 0;
+    int32_t joined = 0;
     std::mutex error_mutex;
     std::exception_ptr error;
     Job* following = nullptr;
 
-    void work() noexcept {
-        for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-            try {
-                body(context, task);
-            } catch (...) {
-                const std::lock_guard<std::mutex> lock(error_mutex);
-                if (!error) error = std::current_exception();
-                next.store(tasks, std::memory_order_relaxed);
+    Job(void (*run)(void*, int64_t), void* argument, int64_t tasks, int32_t threads)
+        : body(run), context(argument), num_shares(threads < kMaxShares ? threads : kMaxShares) {
+        for (int64_t i = 0; i < num_shares; ++i) {
+            shares[i].next.store(tasks / num_shares * i + tasks % num_shares * i / num_shares,
+                                 std::memory_order_relaxed);
+            shares[i].end = tasks / num_shares * (i + 1) + tasks % num_shares * (i + 1) / num_shares;
+        }
+    }
+
+    bool more() const {
+        for (int32_t i = 0; i < num_shares; ++i) {
+            if (shares[i].next.load(std::memory_order_relaxed) < shares[i].end) return true;
+        }
+        return false;
+    }
+
+    void work(int32_t first) noexcept {
+        for (int32_t i = 0; i < num_shares; ++i) {
+            Share& share = shares[(first + i) % num_shares];
+            for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) {
+                try {
+                    body(context, task);
+                } catch (...) {
+                    const std::lock_guard<std::mutex> lock(error_mutex);
+                    if (!error) error = std::current_exception();
+                    for (int32_t k = 0; k < num_shares; ++k) {
+                        shares[k].next.store(shares[k].end, std::memory_order_relaxed);
+                    }
+                }
             }
         }
     }
@@ -75,7 +108,7 @@ class Pool {
             posted_.fetch_add(1, std::memory_order_relaxed);
         }
         for (int32_t i = 0; i < helpers && i < sleeping_.load(std::memory_order_relaxed); ++i) wake_.notify_one();
-        job.work();
+        job.work(0);
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             Job** p = &jobs_;
@@ -106,7 +139,7 @@ class Pool {
     // A job that wants one more helper. The mutex is held.
     Job* find() const {
         for (Job* job = jobs_; job != nullptr; job = job->following) {
-            if (job->helpers_wanted > 0 && job->next.load(std::memory_order_relaxed) < job->tasks) return job;
+            if (job->helpers_wanted > 0 && job->more()) return job;
         }
         return nullptr;
     }
@@ -117,8 +150,9 @@ class Pool {
             if (Job* job = find()) {
                 --job->helpers_wanted;
                 job->helpers.fetch_add(1, std::memory_order_relaxed);
+                const int32_t place = ++job->joined;
                 lock.unlock();
-                job->work();
+                job->work(place);
                 lock.lock();
                 if (job->helpers.fetch_sub(1, std::memory_order_release) == 1) left_.notify_all();
                 continue;
@@ -173,10 +207,7 @@ void parallel_run(int64_t tasks, int32_t threads, void (*body)(void*, int64_t), 
         for (int64_t task = 0; task < tasks; ++task) body(context, task);
         return;
     }
-    Job job;
-    job.body = body;
-    job.context = context;
-    job.tasks = tasks;
+    Job job(body, context, tasks, threads);
     pool().run(job, threads - 1);
     if (job.error) std::rethrow_exception(job.error);
 }
