@@ -80,6 +80,12 @@ def squares(number: int = 24, seed: int = 0) -> Listed:
     return Listed(samples)
 
 
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def tiny(head: str = "decoupled", classes: int = 2, seed: int = 0) -> Detector:
     torch.manual_seed(seed)
     return build_detector(TINY, head, classes, image_size=SIZE)
@@ -395,8 +401,8 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     assert trainer.ema is not None
     deployed = load_weights(tmp_path / "weights.safetensors").state_dict()
     for name, value in trainer.ema.shadow.items():  # the averaged weights are the ones that are deployed
-        wanted = value.half().float() if value.is_floating_point() else value
-        assert torch.equal(deployed[name], wanted), name
+        if value.is_floating_point():
+            assert torch.equal(deployed[name], value.half().float()), name
 
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:
@@ -538,6 +544,7 @@ def test_killed_run_goes_on(tmp_path: Path) -> None:
     subprocess.run([*command, "-o", str(tmp_path / "whole")], env=environment, check=True)
     killed, whole = (load_weights(tmp_path / run / "weights.safetensors").state_dict() for run in ("killed", "whole"))
     assert all(torch.equal(killed[name], value) for name, value in whole.items())
+    assert oct((tmp_path / "killed" / "weights.safetensors").stat().st_mode & 0o777) == oct(0o666 & ~umask())
     assert [r["step"] for r in read_csv(tmp_path / "killed" / "steps.csv")] == list(range(1, 49))
 
 

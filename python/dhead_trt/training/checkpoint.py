@@ -30,8 +30,9 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
     metadata = {"format": FORMAT, "state": json.dumps(plain)}
     stored = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     with atomic_path(path) as temporary:
-        _safetensors().save_file(stored, str(temporary), metadata=metadata)
-        with open(temporary, "rb") as file:
+        with open(temporary, "wb") as file:
+            file.write(_safetensors().save(stored, metadata=metadata))
+            file.flush()
             os.fsync(file.fileno())
     return Path(path)
 

@@ -30,6 +30,7 @@ __all__ = ["FORMAT", "HEAD_KINDS", "Detector", "build_detector", "load_weights",
 
 HEAD_KINDS = ("decoupled", "light", "dynamic", "coupled", "stable")
 FORMAT = "dhead_trt.detector.1"
+_COUNTER = "num_batches_tracked"  # of BatchNorm: no part of what the model computes
 
 
 class Detector(WholeModel):
@@ -129,9 +130,11 @@ def save_weights(
         InputError: a weight is not finite, or with `half` too large for fp16.
         BackendUnavailable: safetensors is not installed.
     """
-    save_file = _safetensors().save_file
+    serialize = _safetensors().save
     tensors = {}
     for name, value in (state or model.state_dict()).items():
+        if name.endswith(_COUNTER):
+            continue
         tensor = value.detach().cpu()
         if half and tensor.is_floating_point():
             tensor = tensor.half()
@@ -140,7 +143,7 @@ def save_weights(
         tensors[name] = tensor.contiguous().clone()
     metadata = {"format": FORMAT, "model": json.dumps(model.describe()), "info": json.dumps(dict(info or {}))}
     with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata=metadata)
+        temporary.write_bytes(serialize(tensors, metadata=metadata))
     return Path(path)
 
 
@@ -172,7 +175,9 @@ def load_weights(path: str | os.PathLike[str]) -> Detector:
             image_size=spec.image_size,
         )
         model.head.spec = spec
-        model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()})
+        state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+        counters = {n: t for n, t in model.state_dict().items() if n.endswith(_COUNTER)}
+        model.load_state_dict({**counters, **state})
     except (package.SafetensorError, ValueError, KeyError, TypeError, RuntimeError, InputError) as e:
         raise InputError(
             f"{path} does not hold a detector",
@@ -203,7 +208,7 @@ class _Safetensors:
             raise BackendUnavailable(
                 "Files of weights need safetensors", received=str(e), fix='pip install "dhead-trt[train]"'
             ) from e
-        self.save_file: Any = safetensors.torch.save_file
+        self.save: Any = safetensors.torch.save
         self.safe_open: Any = safetensors.safe_open
         self.SafetensorError: Any = safetensors.SafetensorError
 
