@@ -46,7 +46,11 @@ def unsigned_activations(model: ModelProto) -> ModelProto:
             zeros[zero.name] = f"{zero.name}_unsigned"
             graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.uint8), zeros[zero.name]))
         node.input[2] = zeros[zero.name]
-    types = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear" and n.input[2:3] and n.input[2] in zeros.values()}
+    types = {
+        n.output[0]
+        for n in graph.node
+        if n.op_type == "QuantizeLinear" and n.input[2:3] and n.input[2] in zeros.values()
+    }
     for value in graph.value_info:
         if value.name in types:
             value.type.tensor_type.elem_type = onnx.TensorProto.UINT8
