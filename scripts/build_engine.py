@@ -2,6 +2,7 @@
 """Build engines from a head or an ONNX graph, and prove that they compute what it computes.
 
     python scripts/build_engine.py --fp16
+    python scripts/build_engine.py --int8 --model yolov8n.onnx --calib images/
     python scripts/build_engine.py --fp16 --model yolov8n.onnx --backend tensorrt_rtx --batch 1,4,16 --output out/n
 
 Without --model the reference head (YOLOv8DecoupledHead: channels 256, 512, 1024, 80 classes, 17 bins, random weights)
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     if source.model is None:
         refuse_head_options(args)
     precision = precision_of(args)
+    if precision == "int8" and args.calib is None and source.model is not None:
+        args.calib = "random"  # the reference head has no data of its own; the summary says what that means
     output = need_output(args.output or Path("out") / f"{source.name}-{precision}")
     graph = source
     with Progress(enabled=not args.quiet) as progress:

@@ -328,9 +328,9 @@ def test_fp16_halves_the_weights(tmp_path: Path) -> None:
     ("arguments", "error", "words"),
     [
         ({"backend": "tensorflow"}, InputError, "no such backend"),
-        ({"precision": "int8"}, BuildError, "openvino does not build this precision.*'int8'.*fp32, fp16, bf16"),
+        ({"precision": "int4"}, BuildError, "openvino does not build this precision.*'int4'.*fp32, fp16, bf16, int8"),
         ({"form": "detections"}, BuildError, "no custom operators.*'raw'"),
-        ({"io_dtype": "float16"}, InputError, "needs precision='fp16' on TensorRT"),
+        ({"io_dtype": "float16"}, InputError, "needs precision='fp16' or 'int8' on TensorRT"),
         ({"io_dtype": "int8"}, InputError, "io_dtype"),
         ({"options": {"speed": 9}}, BuildError, "no build option 'speed'"),
         ({"compute_capabilities": "8.6"}, BuildError, "belong to GPU backends"),

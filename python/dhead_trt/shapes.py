@@ -206,6 +206,7 @@ def run_reference(model: onnx.ModelProto, inputs: dict[str, NDArray[Any]]) -> di
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # Q/DQ nodes as they are written
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         values = session.run(None, inputs)

@@ -46,7 +46,7 @@ class BuildRequest:
     Attributes:
         model: the graph, already in the form, precision and shapes wanted.
         inputs: its inputs with their profiles.
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "fp16", "bf16" or "int8".
         folder: where to write; the caller moves the files from there.
         plan_name: name of the plan.
         compute_capabilities: GPUs to build for, as given; None = the backend's default.

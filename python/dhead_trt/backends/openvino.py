@@ -58,7 +58,7 @@ class OpenVINOBackend:
 
     name = "openvino"
     forms = ("raw", "native")
-    precisions = ("fp32", "fp16", "bf16")
+    precisions = ("fp32", "fp16", "bf16", "int8")
     suffixes = (".xml",)
 
     def availability(self) -> Availability:
@@ -104,6 +104,11 @@ class OpenVINOBackend:
         core = ov.Core()
         request.progress("OpenVINO: converting", 0.0)
         graph, replaced = use_winograd(request.model) if winograd else (request.model, 0)
+        shifted = request.precision == "int8" and any(n.op_type == "Concat" for n in graph.graph.node)
+        if shifted:
+            from ..precision.unsigned import unsigned_activations
+
+            graph = unsigned_activations(graph)
         try:
             model = core.read_model(graph.SerializeToString())
             model.reshape({t.name: _partial(ov, t) for t in request.inputs})
@@ -120,7 +125,7 @@ class OpenVINOBackend:
             inputs=inputs,
             outputs=outputs,
             version=_version(),
-            options={"compress_to_fp16": compress, "winograd": replaced},
+            options={"compress_to_fp16": compress, "winograd": replaced, "unsigned_int8": shifted},
             notes=() if note is None else (f"On the machine that built it: {note}",),
         )
 
@@ -191,7 +196,7 @@ class _Runner:
 
     @property
     def precision(self) -> str:
-        """What it computes in: "fp32", "fp16" or "bf16"."""
+        """What it computes in: "fp32", "fp16", "bf16" or "int8"."""
         return self._precision
 
     @property

@@ -51,7 +51,7 @@ class TensorRTBackend:
     """
 
     name = "tensorrt"
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "int8")
     suffixes = (".plan", ".engine", ".trt")
 
     @property

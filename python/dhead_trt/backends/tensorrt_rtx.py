@@ -27,6 +27,7 @@ _log = logging.getLogger("dhead_trt")
 _INSTALL = 'pip install "dhead-trt[rtx]"'
 _CPU = "To run on this CPU, build with --backend openvino"
 
+NO_INT8 = ("7.5",)  # seen in its plans: the convolutions' weights are stored wide there, and as int8 on all others
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")  # the library's own default: Turing must be asked for
 _NAMES = {"turing": "7.5", "ampere": "8.6", "ada": "8.9", "blackwell": "12.0"}
@@ -74,7 +75,7 @@ class TensorRTRTXBackend:
 
     name = "tensorrt_rtx"
     forms = ("raw", "native")
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "int8")
     suffixes = (".plan", ".engine", ".trt")
 
     def availability(self) -> Availability:
@@ -106,6 +107,12 @@ class TensorRTRTXBackend:
                 expected="workspace_mib, optimization_level",
             )
         wanted, notes = _capabilities(request.compute_capabilities)
+        wide = [c for c in wanted if c in NO_INT8]
+        if request.precision == "int8" and wide:
+            notes += (
+                f"TensorRT for RTX does not compute convolutions in int8 on {', '.join(wide)} (Turing): the plan is "
+                "correct there, but not faster than fp16, and larger.",
+            )
         unbounded = [t for t in request.inputs if t.profile is not None and any(-1 in s for s in t.profile)]
         if unbounded:
             raise BuildError(

@@ -42,9 +42,10 @@ class CalibrationBatches:
         count: int | None,
         again: bool,
         fingerprint: Callable[[], str] | None,
+        parts: Callable[[int], tuple[CalibrationBatches, CalibrationBatches] | None] | None = None,
     ) -> None:
         self.source, self.count, self.again = source, count, again
-        self._make, self._fingerprint = make, fingerprint
+        self._make, self._fingerprint, self._parts = make, fingerprint, parts
         self._started = False
 
     def __iter__(self) -> Iterator[Batch]:
@@ -60,6 +61,10 @@ class CalibrationBatches:
             raise InputError("The calibration data can be read once only", received=self.source, fix="Give it again")
         self._started = True
         return self._make()
+
+    def split(self, every: int) -> tuple[CalibrationBatches, CalibrationBatches] | None:
+        """(the others, every `every`-th item); None where the items are not files or images, or fewer than `every`."""
+        return None if self._parts is None else self._parts(every)
 
     def sha256(self) -> str | None:
         """SHA-256 of the data, where it can be told without using it up."""
@@ -112,14 +117,7 @@ def calibration_batches(
                 fix="Calibrate the whole detector on images, or save the features of some images with numpy.savez",
             )
         canvas = _canvas(inputs[0], spec, image_size)
-        chosen = _spread(files, limit)
-        return CalibrationBatches(
-            label,
-            lambda: _letterboxed(chosen, inputs[0], canvas, size),
-            count=len(chosen),
-            again=True,
-            fingerprint=(lambda: _hash_files(chosen, canvas)) if all(_is_path(f) for f in chosen) else None,
-        )
+        return _from_images(_spread(files, limit), label, inputs[0], canvas, size)
     if isinstance(source, np.ndarray):
         source = {inputs[0].name: source} if len(inputs) == 1 else source
     if isinstance(source, Mapping):
@@ -197,6 +195,26 @@ def _canvas(tensor: TensorInfo, spec: HeadSpec | None, asked: tuple[int, int] | 
 
 
 # -- batches --
+
+
+def _from_images(
+    files: list[Any], label: str, tensor: TensorInfo, canvas: tuple[int, int], size: int
+) -> CalibrationBatches:
+    def parts(every: int) -> tuple[CalibrationBatches, CalibrationBatches] | None:
+        if len(files) < every:
+            return None
+        held = files[every - 1 :: every]
+        rest = [f for i, f in enumerate(files) if i % every != every - 1]
+        return _from_images(rest, label, tensor, canvas, size), _from_images(held, label, tensor, canvas, size)
+
+    return CalibrationBatches(
+        label,
+        lambda: _letterboxed(files, tensor, canvas, size),
+        count=len(files),
+        again=True,
+        fingerprint=(lambda: _hash_files(files, canvas)) if all(_is_path(f) for f in files) else None,
+        parts=parts,
+    )
 
 
 def _letterboxed(

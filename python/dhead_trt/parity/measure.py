@@ -55,6 +55,7 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("engine", "fp32"): Tolerance(0.05, 1e-4),
     ("engine", "fp16"): Tolerance(1.0, 0.01, gate=0.25),
     ("engine", "bf16"): Tolerance(8.0, 0.08, gate=0.25),
+    ("engine", "int8"): Tolerance(32.0, 0.25, gate=0.25, detections=0.8),  # what counts is the gate of the build
 }
 
 

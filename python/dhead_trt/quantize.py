@@ -1,0 +1,306 @@
+"""A float32 graph and calibration data → an int8 graph, and the proof that it still detects what the original does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .artifact import TensorInfo
+from .calibration import CalibrationBatches, Ranges, calibrate, calibration_batches, model_sha256
+from .errors import BackendUnavailable, InputError
+from .progress import ProgressCallback
+from .shapes import random_inputs, takes_features
+from .spec import HeadSpec
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from .precision.search import Mixed
+
+__all__ = ["DEFAULT_METHOD", "RANDOM", "Int8Options", "Int8Result", "quantize", "write_mixed"]
+
+RANDOM = "random"  # as calibration data of a bare head: standard normal features
+DEFAULT_METHOD = "percentile"  # the best on the pages of docs/int8.md
+_HELD_OUT = 4  # every fourth calibration image proves, the others calibrate, where no held-out images are given
+_RANDOM_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """How to quantize.
+
+    Attributes:
+        calibration: what `calibration_batches` takes; Ranges, or the JSON file of some; "random" for a bare head.
+        method: "minmax", "percentile", "entropy" or "mse"; None: "percentile".
+        percentile: for that method.
+        cache: JSON file for the ranges; a stale one is refused.
+        limit: calibrate on so many images at most.
+        held_out: images to measure the agreement on. None: every fourth calibration image, which then does not
+            calibrate.
+        min_agreement: the least agreement with float32 (the lower of AP50-95 and F1 at IoU 0.5), 0 to 1; None: not
+            measured.
+        auto_mixed: search for the fewest layers to leave in high precision; a path: replay that JSON file's choice.
+        keep: names of layers to leave in high precision.
+    """
+
+    calibration: Any = None
+    method: str | None = None
+    percentile: float | None = None
+    cache: str | os.PathLike[str] | None = None
+    limit: int | None = None
+    held_out: Any = None
+    min_agreement: float | None = 0.95
+    auto_mixed: bool | str | os.PathLike[str] = False
+    keep: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Int8Result:
+    """An int8 graph and what is known of it.
+
+    Attributes:
+        model: in the form that was asked for.
+        report: for the sidecar: method, hashes, layers kept, share of int8 work, agreement, the choice to replay.
+        notes: sentences for people.
+        mixed: of the search, where there was one.
+    """
+
+    model: ModelProto
+    report: dict[str, Any]
+    notes: tuple[str, ...]
+    mixed: Mixed | None = field(default=None, compare=False)
+
+
+def quantize(
+    model: ModelProto,
+    inputs: Sequence[TensorInfo],
+    spec: HeadSpec | None,
+    options: Int8Options,
+    *,
+    high: Literal["float32", "float16"] = "float32",
+    io_dtype: str = "float32",
+    threads: int | None = None,
+    progress: ProgressCallback,
+) -> Int8Result:
+    """Calibrates, quantizes, measures, and where asked for searches.
+
+    Args:
+        model: float32 graph of any form, with the inputs' shapes.
+        inputs: of the graph, with their profiles.
+        spec: of its head; None: native graphs without one, whose agreement cannot be measured.
+        options: see there.
+        high: what the rest computes in.
+        io_dtype: of inputs and raw maps, with high="float16".
+        threads: of ONNX Runtime.
+        progress: told the phase.
+
+    Raises:
+        InputError: the data or an option does not fit.
+        GraphError: the graph cannot be quantized.
+        BuildError: it does not agree with float32; the message names the worst layers.
+        BackendUnavailable: onnx or onnxruntime is not installed.
+    """
+    from .precision import to_int8
+
+    _check(options)
+    data, held_out, notes = _data(options, inputs, spec)
+    if isinstance(options.calibration, Ranges) or data is None:
+        ranges = _known(options, model)
+    else:
+        ranges = calibrate(
+            model,
+            data,
+            method=options.method or DEFAULT_METHOD,
+            percentile=options.percentile,
+            cache=options.cache,
+            expected=data.count,
+            threads=threads,
+            progress=progress,
+        )
+    keep, mixed, report = tuple(options.keep), None, None
+    if options.min_agreement is not None and spec is not None and held_out is not None:
+        keep, mixed, report, more = _prove(model, ranges, spec, held_out, options, high, threads, progress)
+        notes += more
+    elif options.auto_mixed is not False:
+        keep = (*keep, *_replayed(options, model, ranges).keep)
+    progress(f"precision to int8 ({high} elsewhere)", None)
+    made = to_int8(model, ranges, keep=keep, high=high, io_dtype=io_dtype)
+    total = len(made.quantized) + len(made.kept)
+    summary = (
+        f"INT8: {len(made.quantized)} of {total} convolutions, {made.int8_macs:.1%} of the multiplications; scales by "
+        f"{ranges.method} from {ranges.images} {'images' if ranges.images != 1 else 'image'}."
+    )
+    return Int8Result(
+        made.model,
+        {
+            "method": ranges.method,
+            "method_options": dict(ranges.options),
+            "images": ranges.images,
+            "model_sha256": ranges.model_sha256,
+            "data_sha256": ranges.data_sha256,
+            "quantized": len(made.quantized),
+            "kept": list(made.kept),
+            "keep": list(keep),
+            "int8_macs": round(made.int8_macs, 6),
+            "high": high,
+            "gate": report,
+            "min_agreement": options.min_agreement,
+        },
+        (summary, *made.notes, *notes),
+        mixed,
+    )
+
+
+def _check(options: Int8Options) -> None:
+    if options.calibration is None:
+        raise InputError(
+            "int8 needs data to calibrate with",
+            expected="a folder of images like those in use, .npz files of inputs, an iterable of batches, or Ranges",
+            fix="Give calibration= (--calib DIR); a few dozen images will do",
+        )
+    if options.min_agreement is not None and not 0 <= options.min_agreement <= 1:
+        raise InputError("min_agreement is out of range", received=options.min_agreement, expected="0 to 1, or None")
+    if options.auto_mixed is True and options.min_agreement is None:
+        raise InputError("auto_mixed needs a min_agreement to reach", received="None", expected="0 to 1")
+
+
+def _is_ranges_file(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike)) and str(source).endswith(".json")
+
+
+def _data(
+    options: Int8Options, inputs: Sequence[TensorInfo], spec: HeadSpec | None
+) -> tuple[CalibrationBatches | None, CalibrationBatches | None, list[str]]:
+    """(data to calibrate with, None for ready ranges; data to measure on, None where there is none; notes)."""
+    source, held, notes = options.calibration, options.held_out, list[str]()
+    proving = None if held is None else calibration_batches(held, inputs, spec)
+    if isinstance(source, Ranges) or _is_ranges_file(source):
+        if proving is None and options.min_agreement is not None:
+            notes.append("The agreement with float32 was not measured: give held-out images (--held-out).")
+        return None, proving, notes
+    if isinstance(source, str) and source == RANDOM:
+        return _random(inputs, spec), proving, [_RANDOM_NOTE]
+    data = calibration_batches(source, inputs, spec, limit=options.limit)
+    if proving is None and options.min_agreement is not None:
+        split = data.split(_HELD_OUT)
+        if split is None:
+            notes.append(
+                "The agreement with float32 was not measured: no images were held out, and the calibration data are "
+                f"not at least {_HELD_OUT} files. Give held-out images (--held-out)."
+            )
+        else:
+            data, proving = split
+    return data, proving, notes
+
+
+_RANDOM_NOTE = (
+    "Calibrated on random features: the scales suit no real data. This engine is for trials of build and speed; "
+    "calibrate on features of real images (.npz) before use. The agreement with float32 was not measured."
+)
+
+
+def _random(inputs: Sequence[TensorInfo], spec: HeadSpec | None) -> CalibrationBatches:
+    if not takes_features(inputs, spec):
+        raise InputError(
+            "Random calibration is for bare heads only",
+            received="a model that takes images",
+            fix="Give a folder of images like those in use",
+        )
+    made = [random_inputs(inputs, batch=1, spec=spec, seed=seed) for seed in range(_RANDOM_BATCHES)]
+    return calibration_batches({t.name: _joined(made, t.name) for t in inputs}, inputs, spec)
+
+
+def _joined(parts: list[dict[str, Any]], name: str) -> Any:
+    import numpy as np
+
+    return np.concatenate([part[name] for part in parts])
+
+
+def _known(options: Int8Options, model: ModelProto) -> Ranges:
+    """Ranges that were given, if they are of this model."""
+    source = options.calibration
+    ranges = source if isinstance(source, Ranges) else Ranges.load(source)
+    if ranges.model_sha256 and ranges.model_sha256 != model_sha256(model):
+        raise InputError(
+            "The ranges are of another model",
+            received=f"calibrated on {ranges.model_sha256[:12]}…",
+            expected=f"{model_sha256(model)[:12]}…",
+            fix="Calibrate this model",
+        )
+    return ranges
+
+
+def _replayed(options: Int8Options, model: ModelProto, ranges: Ranges) -> Mixed:
+    from .precision.search import Mixed
+
+    if options.auto_mixed is True:
+        raise InputError(
+            "auto_mixed needs images to measure on",
+            received="none held out",
+            fix="Give held-out images (--held-out), or calibrate on image files",
+        )
+    path = Path(os.fspath(str(options.auto_mixed)))
+    return Mixed.load(path, hashes={"model": ranges.model_sha256})
+
+
+def _prove(
+    model: ModelProto,
+    ranges: Ranges,
+    spec: HeadSpec,
+    held_out: CalibrationBatches,
+    options: Int8Options,
+    high: Literal["float32", "float16"],
+    threads: int | None,
+    progress: ProgressCallback,
+) -> tuple[tuple[str, ...], Mixed | None, dict[str, Any], list[str]]:
+    """Measures the int8 graph on held-out data, searches if asked to; raises where it does not agree."""
+    from .precision import to_int8
+    from .precision.gate import Gate, require
+    from .precision.search import search_mixed
+    from .precision.sensitivity import rank_layers
+
+    assert options.min_agreement is not None
+    gate = Gate(model, held_out, spec, threads=threads, progress=progress)
+    keep, mixed = tuple(options.keep), None
+    hashes = {"model": ranges.model_sha256, "data": ranges.data_sha256}
+
+    def make(more: Sequence[str]) -> Any:
+        return to_int8(gate.reference, ranges, keep=[*options.keep, *more], high=high)
+
+    if options.auto_mixed is True:
+        mixed = search_mixed(
+            model,
+            ranges,
+            gate,
+            spec,
+            min_agreement=options.min_agreement,
+            quantize=make,
+            threads=threads,
+            hashes=hashes,
+            progress=progress,
+        )
+        keep = (*keep, *mixed.keep)
+    elif options.auto_mixed is not False:
+        keep = (*keep, *_replayed(options, model, ranges).keep)
+    made = make(keep[len(options.keep) :])
+    report = gate.measure(made.model, progress=progress)
+    if not report.passed(options.min_agreement):
+        ranked = rank_layers(gate.reference, made.model, gate.batches, spec, threads=threads, progress=progress)
+        require(report, options.min_agreement, ranked)
+    note = (
+        f"Against float32 on {report.images} held-out images: AP50-95 {report.ap50_95:.4f}, F1@0.5 {report.f1_50:.4f} "
+        f"(at least {options.min_agreement:g} asked for), scores {report.score_shift:+.4f} on average."
+    )
+    return keep, mixed, report.to_dict(), [note]
+
+
+def write_mixed(mixed: Mixed, folder: Path, stem: str) -> list[str]:
+    """Writes the search's JSON (to replay) and, where matplotlib is installed, its picture; returns their names."""
+    names = [mixed.save(folder / f"{stem}-mixed.json").name]
+    with suppress(BackendUnavailable):
+        names.append(mixed.plot(folder / f"{stem}-mixed.png").name)
+    return names
