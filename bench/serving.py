@@ -1,6 +1,6 @@
 """Images per second of one machine: the Detector in process, behind Triton, and behind Ray Serve; same model and image.
 
-    python bench/serving.py --threads 2 --output out/bench_serving.json
+    python bench/serving.py --output out/bench_serving.json
 
 Triton and Ray run in environments of their own (see tests/serving_env.py). Clients send the encoded sample page, as a
 camera's still would come; reading it counts. Latency is what a client waits, with all clients sending at once.
@@ -123,8 +123,8 @@ def main() -> None:
     import serving_env
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2, help="of each engine (default: 2)")
-    parser.add_argument("--instances", type=int, default=1, help="copies of the model (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="of each engine (default: 1)")
+    parser.add_argument("--instances", type=int, default=2, help="copies of the model (default: 2)")
     parser.add_argument("--clients", type=int, default=8, help="that send at once (default: 8)")
     parser.add_argument("--requests", type=int, default=100, help="of each measurement (default: 100)")
     extensions = machine()["extensions"]
@@ -142,7 +142,7 @@ def main() -> None:
         options = {"precision": args.precision, "batch": (1, 4, 8), "verify": False}
         plan = build(model, "openvino", output=work / "plan" / "page", **options).plan
         if "process" in wanted:
-            results["in process, submit"] = in_process(plan, page.read_bytes(), 12, args.threads)
+            results["in process, submit"] = in_process(plan, page.read_bytes(), 12, args.threads * args.instances)
         if "triton" in wanted:
             results |= triton(plan, page, work, args)
         if "ray" in wanted:

@@ -115,6 +115,18 @@ def test_files_of_a_pipeline(plan: Path, tmp_path: Path) -> None:
     assert copied.spec.names == NAMES
 
 
+def test_one_instance_has_no_bound_on_its_queue_unless_asked(plan: Path, tmp_path: Path) -> None:
+    """Triton's batcher stalls with both; see docs/serving.md."""
+    made = write_repository(plan, tmp_path, name="a", instances=1)
+    assert "queue_policy" not in (made.path / "a" / "config.pbtxt").read_text()
+    assert not any("half a second" in n for n in made.notes)
+    made = write_repository(plan, tmp_path, name="b", instances=1, max_queue=9)
+    assert "max_queue_size: 9" in (made.path / "b" / "config.pbtxt").read_text()
+    assert any("half a second" in n for n in made.notes)
+    made = write_repository(plan, tmp_path, name="c")
+    assert "max_queue_size: 64" in (made.path / "c" / "config.pbtxt").read_text()
+
+
 def test_files_of_a_tensorrt_ensemble(plan: Path, tmp_path: Path) -> None:
     artifact = tensorrt_artifact(plan, tmp_path)
     made = write_repository(artifact, tmp_path / "models", instances=2, gpus=(0, 1), image="pixels")
@@ -164,7 +176,7 @@ def test_refusals(plan: Path, tmp_path: Path) -> None:
         ({"instances": 0}, "instances is out of range"),
         ({"threads": -1}, "threads is out of range"),
         ({"delay_us": -1}, "delay_us is out of range"),
-        ({"max_queue": 0}, "max_queue is out of range"),
+        ({"max_queue": -1}, "max_queue is out of range"),
         ({"max_det": 0}, "max_det is out of range"),
         ({"conf": float("nan")}, "conf is out of range"),
         ({"iou": 1.5}, "iou is out of range"),
@@ -401,7 +413,7 @@ def repository(plan: Path, folder: Path, doclaynet: Path) -> Repository:
     models = folder / "models"
     page = build(doclaynet, "openvino", output=folder / "plans" / "page", verify=False).plan
     write_repository(page, models, threads=2)
-    write_repository(plan, models, name="narrow", threads=1, max_queue=2, max_batch=1, delay_us=0)
+    write_repository(plan, models, name="narrow", instances=2, threads=1, max_queue=2, max_batch=1, delay_us=0)
     write_repository(plan, models, name="steps", layout="ensemble", image="pixels", threads=1, conf=CONF)
     return write_repository(plan, models, name="whole", instances=2, threads=1, delay_us=20_000, conf=CONF)
 
@@ -466,7 +478,7 @@ print(json.dumps([json_format.MessageToDict(
     parsed = {c["name"]: c for c in json.loads(serving_env.run(triton, "-c", code, *files))}
     network = parsed["street_network"]
     assert network["platform"] == "tensorrt_plan"
-    assert network["instance_group"] == [{"count": 1, "gpus": [0], "kind": "KIND_GPU"}]
+    assert network["instance_group"] == [{"count": 2, "gpus": [0], "kind": "KIND_GPU"}]
     assert network["dynamic_batching"]["default_queue_policy"]["max_queue_size"] == 64
     assert parsed["whole"]["dynamic_batching"]["default_queue_policy"]["default_timeout_microseconds"] == "5000"
     made = {t for step in parsed["steps"]["ensemble_scheduling"]["step"] for t in step["output_map"].values()}

@@ -51,7 +51,7 @@ class Instances:
 
 @dataclass(frozen=True)
 class Batching:
-    """Triton's dynamic batcher: how long a request may wait for others, and how many may wait at all."""
+    """Triton's dynamic batcher: how long a request may wait for others, and how many may wait at all (0: no bound)."""
 
     delay_us: int
     max_queue: int
@@ -137,17 +137,13 @@ def _tensor(tensor: Tensor) -> str:
 
 
 def _batching(batching: Batching, max_batch: int) -> list[str]:
-    policy = [f"    max_queue_size: {batching.max_queue}"]
+    policy = [f"    max_queue_size: {batching.max_queue}"] if batching.max_queue else []
     if batching.timeout_us:
         policy += [f"    default_timeout_microseconds: {batching.timeout_us}", "    timeout_action: REJECT"]
-    return [
-        "dynamic_batching {",
-        f"  max_queue_delay_microseconds: {batching.delay_us if max_batch > 1 else 0}",
-        "  default_queue_policy {",
-        *policy,
-        "  }",
-        "}",
-    ]
+    if policy:
+        policy = ["  default_queue_policy {", *policy, "  }"]
+    delay = batching.delay_us if max_batch > 1 else 0
+    return ["dynamic_batching {", f"  max_queue_delay_microseconds: {delay}", *policy, "}"]
 
 
 def _warm_up(warm_up: WarmUp) -> list[str]:

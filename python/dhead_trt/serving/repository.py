@@ -106,11 +106,11 @@ def write_repository(
     layout: Layout | None = None,
     image: ImageKind = "encoded",
     max_batch: int | None = None,
-    instances: int = 1,
+    instances: int = 2,
     gpus: tuple[int, ...] = (),
     threads: int | None = None,
     delay_us: int = 2000,
-    max_queue: int = 64,
+    max_queue: int | None = None,
     timeout_us: int = 0,
     conf: float = 0.25,
     iou: float = 0.7,
@@ -131,11 +131,13 @@ def write_repository(
             ensemble for TensorRT, else pipeline.
         image: "encoded": the bytes of an image file (BYTES [1]). "pixels": uint8 [height, width, 3] RGB.
         max_batch: most images of one batch; None: what the plan takes.
-        instances: copies of the model (of the network, in an ensemble) that run at a time.
+        instances: copies of the model (each of an ensemble's) that run at a time. Two or more, where the queue has a
+            bound: with one, Triton's batcher (seen in 2.51) lets requests wait half a second now and then.
         gpus: GPUs of the network; none: all.
         threads: CPU threads of each instance; None: the processors are left to it.
         delay_us: microseconds that a request may wait for others to share its batch.
-        max_queue: requests that may wait; further ones are refused at once.
+        max_queue: requests that may wait; further ones are refused at once. 0: no bound. None: 64, or no bound where
+            there is one instance.
         timeout_us: a request that has waited so long is refused; 0: never.
         conf, iou, max_det: the defaults of requests, and the number of rows.
 
@@ -161,7 +163,7 @@ def write_repository(
         ("instances", instances, 1),
         ("threads", threads or 1, 1),
         ("delay_us", delay_us, 0),
-        ("max_queue", max_queue, 1),
+        ("max_queue", max_queue or 0, 0),
         ("timeout_us", timeout_us, 0),
         ("max_det", max_det, 1),
     ):
@@ -186,7 +188,7 @@ def write_repository(
         artifact, spec, name, image, tensor, size, most,
         cpu=Instances(instances),
         engine=Instances(instances, "KIND_GPU" if gpu else "KIND_CPU", gpus if gpu else ()),
-        batching=Batching(delay_us, max_queue, timeout_us),
+        batching=Batching(delay_us, (64 if instances > 1 else 0) if max_queue is None else max_queue, timeout_us),
         threads=threads or 0, conf=float(conf), iou=float(iou), max_det=max_det,
     )  # fmt: skip
     models = _pipeline(job) if layout == "pipeline" else _ensemble(job)
@@ -306,6 +308,8 @@ def _notes(job: _Job, layout: str) -> tuple[str, ...]:
             "The plan holds dhead_trt's plugin: start Triton with LD_PRELOAD=…/libdhead_trt_plugins.so, or "
             "--backend-config=tensorrt,plugins=…/libdhead_trt_plugins.so"
         )
+    if job.cpu.count == 1 and (job.batching.max_queue or job.batching.timeout_us):
+        notes.append("With one instance and a bound on its queue, Triton lets requests wait half a second at times")
     if job.max_batch == 1:
         notes.append("The plan takes one image at a time: build with --batch 1,4,8 to let Triton make batches")
     notes.append('The server\'s Python needs dhead_trt: pip install "dhead-trt[cpu,image]" there')
