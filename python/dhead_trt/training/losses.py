@@ -75,10 +75,9 @@ def objectness_loss(logits: Tensor, target: Tensor) -> Tensor:
 class TaskBalancedLoss(nn.Module):
     """The sum of the tasks' losses, each with its weight.
 
-    Fixed: Σ wᵢ·Lᵢ. Dynamic (Kendall, Gal and Cipolla 2018): Σ wᵢ·Lᵢ·exp(-sᵢ) + sᵢ/2 … the weights follow the
-    uncertainty that is learned for each task: with sᵢ = log σᵢ² the loss is Σ ½·exp(-sᵢ)·wᵢ·Lᵢ + ½·sᵢ, whose minimum
-    over sᵢ is at exp(sᵢ) = wᵢ·Lᵢ. sᵢ starts at 0 and is kept within -5..5. Its parameters must be given to the
-    optimizer too.
+    Fixed: Σ wᵢ·Lᵢ. Dynamic (Kendall, Gal and Cipolla 2018): with a learned sᵢ = log σᵢ² for each task, its uncertainty,
+    Σ ½·exp(-sᵢ)·wᵢ·Lᵢ + ½·sᵢ, whose minimum over sᵢ is at exp(sᵢ) = wᵢ·Lᵢ. sᵢ starts at 0 and is kept within -5..5. Its
+    parameters must be given to the optimizer too.
 
     Args:
         weights: task → wᵢ.
