@@ -46,11 +46,16 @@ def _verdicts(targets: Sequence[Record], batch: str = "") -> list[str]:
     """One line for each target of a result."""
     lines = []
     for t in targets:
-        theirs, least = t.get("of", t.get("theirs")), t.get("target", t.get("at_least"))
-        ratio, met = t.get("median", t.get("ratio")), t.get("met", t.get("reached"))
-        if theirs is not None and isinstance(ratio, float):
-            verdict = "met" if met else "**not met**"
-            lines.append(f"- {batch}{t['ours']} against {theirs}: {ratio:.2f}×, target {least:g}×: {verdict}")
+        theirs, ratio = t.get("of", t.get("theirs")), t.get("median", t.get("ratio"))
+        least, most, met = t.get("target", t.get("at_least")), t.get("most"), t.get("met", t.get("reached"))
+        verdict = "met" if met else "**not met**"
+        span = f" ({_span(t)})" if "low" in t and "high" in t else ""
+        if least is not None:
+            lines.append(f"- {batch}{t['ours']} against {theirs}: {ratio:.2f}×{span}, target {least:g}×: {verdict}")
+        elif most is not None:
+            lines.append(
+                f"- {batch}{t['ours']} takes {ratio:.2f}× the time to {theirs}, target at most {most:g}×: {verdict}"
+            )
     return lines
 
 
@@ -297,7 +302,7 @@ def _gpu(result: Record, results: Path, images: Path) -> Section:
         for name in ("detect", "decode"):
             theirs = r[f"torch_compile_{name}_us"]
             row += [f"{r[f'{name}_us']:.1f}", f"{r[f'{name}_share_of_copy_bandwidth']:.0%}"]
-            row.append("–" if theirs is None else f"{theirs:.0f}")
+            row += [f"{r[f'torch_eager_{name}_us']:.0f}", "–" if theirs is None else f"{theirs:.0f}"]
         rows.append(row)
     verdicts = {None: "not measured", True: "met", False: "**not met**"}
     lines = [
@@ -307,7 +312,9 @@ def _gpu(result: Record, results: Path, images: Path) -> Section:
             {result["gpu"]}, copy {result["copy_bandwidth_GB_s"]:.0f} GB/s; µs of a replayed call;
             the share is of that copy's speed."""),
         "",
-        _table(["batch, type", "detect", "of copy", "torch.compile", "decode", "of copy", "torch.compile"], rows),
+        _table(
+            ["batch, type", *(h for name in ("detect", "decode") for h in (name, "of copy", "eager", "compiled"))], rows
+        ),
         "",
         *(f"- {what}: {verdicts[met]}" for what, met in result["targets"].items()),
     ]

@@ -41,7 +41,7 @@ def test_versions_are_those_of_the_installed_packages(report: doctor.Report) -> 
     assert versions["onnx"] == onnx.__version__
     assert versions["torch"] == torch.__version__
     extras = {p.extra for p in report.packages}
-    assert extras == {"onnx", "export", "cpu", "rtx", "trt", "image", "plot"}
+    assert extras == {"onnx", "export", "cpu", "rtx", "trt", "image", "plot", "nvml"}
 
 
 def test_json_is_plain(report: doctor.Report) -> None:

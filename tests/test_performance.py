@@ -88,9 +88,10 @@ def test_the_commands_are_real(script: Any) -> None:
 def results(folder: Path) -> dict[str, Any]:
     """Two stages with made figures, one that could not run, one that never ran."""
     target = {"ours": "ours dense", "of": "torch dense", "target": 3.0, "median": 2.5, "min": 2.0, "met": False}
+    floor = {"ours": "ours detect", "of": "read class maps", "most": 2.5, "median": 1.6, "met": True}
     times = {"median_ms": 1.5, "min_ms": 1.25, "calls": 7}
     decode = {"machine": MACHINE, "versions": {"numpy": "2.0"}, "simd": "avx2", "anchors": 8400, "threads": 2,
-              "results": [{"batch": 1, "times": {"ours dense": times}, "targets": [target]}]}  # fmt: skip
+              "results": [{"batch": 1, "times": {"ours dense": times}, "targets": [target, floor]}]}  # fmt: skip
     stages = {"pre": 5.0, "engine": 80.0, "post": 9.0}
     total = {"p50": 94.0, "p90": None, "p99": None}
     once = {"value": 1.0, "low": 1.0, "high": 1.0}
@@ -116,12 +117,29 @@ def test_the_page_has_the_figures_and_where_they_come_from(script: Any, tmp_path
     assert "numpy 2.0, ultralytics 8.4.190" in text
     assert "| ours dense | 1.50, 1.25 |" in text
     assert "batch 1: ours dense against torch dense: 2.50×, target 3×: **not met**" in text
+    assert "batch 1: ours detect takes 1.60× the time to read class maps, target at most 2.5×: met" in text
     assert "| ours | 47.0 | – | – | – | – | 2.00 | 1.90 – 2.10 |" in text
     assert text.count("`python bench/x.py --y`, 03:04 UTC, 12 s, load 0.5, others kept 1.5 processors busy") == 2
     assert "**on another machine: Other CPU" in text
     assert "(bench/gpu.py): not run on this machine: no GPU here" in text
     assert "engine: this stage was not run" in text
     assert "--quick" not in text
+
+
+def test_gpu_figures_are_shown_where_there_are_some(script: Any, tmp_path: Path) -> None:
+    row = {"batch": 1, "dtype": "float16"}
+    for name, us in (("detect", 8.25), ("decode", 11.5)):
+        row |= {f"{name}_us": us, f"{name}_share_of_copy_bandwidth": 0.5, f"torch_eager_{name}_us": 300.0,
+                f"torch_compile_{name}_us": None}  # fmt: skip
+    data = {"machine": MACHINE, "versions": {}, "gpu": "Test GPU", "copy_bandwidth_GB_s": 900.0, "results": [row],
+            "targets": {"fast": True, "faster": False, "fastest": None}}  # fmt: skip
+    text, plots = script.performance_page.SECTIONS["gpu"](data, tmp_path, tmp_path)
+    assert "Test GPU, copy 900 GB/s" in text
+    assert "| 1, float16 | 8.2 | 50% | 300 | – | 11.5 | 50% | 300 | – |" in text
+    assert [line for line in text.splitlines() if line.startswith("- ")] == [
+        "- fast: met", "- faster: **not met**", "- fastest: not measured",
+    ]  # fmt: skip
+    assert plots == []
 
 
 def test_a_real_bench_is_shown(script: Any, tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ OPTIONAL = (
     ),
     Package("tensorrt", "tensorrt", "trt", "building and running engines on Jetson and data-centre GPUs"),
     Package("pillow", "PIL", "image", "reading and annotating pictures"),
-    Package("matplotlib", "matplotlib", "plot", "the picture of a parity report"),
+    Package("matplotlib", "matplotlib", "plot", "the pictures of reports"),
+    Package("nvidia-ml-py", "pynvml", "nvml", "GPU memory and energy in `bench`"),
 )
 
 
