@@ -97,9 +97,9 @@ class Report:
         self.results, self.timings = list(results), dict(timings or {})
         self.study: Mapping[str, Any] = self.results[0]["study"]
         self.domains = list(dict.fromkeys(r["domain"] for r in self.results))
-        counts = [len({r["configuration"] for r in self.results if r["domain"] == d}) for d in self.domains]
-        self.domains.sort(key=lambda d: -counts[self.domains.index(d)] if counts else 0)
-        self.standard = "mixed" if "mixed" in self.domains else self.domains[0]
+        kinds = {d: len({r["configuration"] for r in self.results if r["domain"] == d}) for d in self.domains}
+        self.domains.sort(key=lambda d: -kinds[d])
+        self.standard = self.domains[0]  # the one that every configuration was run on
 
     def of(self, configuration: str, domain: str | None = None) -> dict[int, Result]:
         """Results by seed."""
