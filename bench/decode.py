@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Timing, command, interleave, machine, versions, write_json
+from common import Timing, command, interleave, machine, ratio, versions, write_json
 
 import dhead_trt
 from dhead_trt import HeadSpec, _core, postprocess
@@ -24,9 +24,14 @@ from dhead_trt.heads.decoded import decode_maps
 
 CONF, IOU, MAX_DET, MAX_CANDIDATES = 0.25, 0.7, 300, 4096
 TARGETS = (  # ours, theirs, at least so many times faster
-    ("ours dense", "torch head", 3.0),
-    ("ours dense", "torch dense", 3.0),
+    ("ours dense", "torch head", 4.0),
+    ("ours dense", "torch dense", 4.0),
     ("ours detect", "torch dense + NMS", 10.0),
+)
+
+FLOORS: tuple[tuple[str, str, float | None], ...] = (  # ours, what it cannot be faster than, at most so many times it
+    ("ours dense", "read all maps", None),
+    ("ours detect", "read class maps", 2.5),
 )
 
 
@@ -90,7 +95,7 @@ class TorchDecode(torch.nn.Module):
 
 def torch_nms(boxes: torch.Tensor, scores: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
     """Filter, best class, order and class-aware greedy NMS of [B, 4, A] and [B, C, A]."""
-    results = []
+    results: list[tuple[torch.Tensor, ...]] = []
     for box, score in zip(boxes, scores, strict=True):
         best, cls = score.max(0)
         chosen = (best > CONF).nonzero().flatten()
@@ -133,7 +138,7 @@ def runs_for(
         "threads": threads,
         "out": detect_out,
     }
-    head = (
+    head: tuple[Any, ...] = (
         [maps[f"box_{i}"] for i in levels],
         [maps[f"cls_{i}"] for i in levels],
         [],
@@ -183,16 +188,20 @@ def report(batch: int, timings: dict[str, Timing]) -> list[dict[str, Any]]:
         print(f"  {name:22}{t.median:11.3f}{t.minimum:11.3f}")
     outcome = []
     for ours, theirs, target in TARGETS:
-        ratio = timings[theirs].median / timings[ours].median
+        faster = ratio(timings[theirs], timings[ours])
         low = timings[theirs].minimum / timings[ours].minimum
-        met = ratio >= target
-        outcome.append({"ours": ours, "of": theirs, "target": target, "median": ratio, "min": low, "met": met})
-        print(
-            f"  {ours} is {ratio:.1f}x as fast as {theirs} (by minima {low:.1f}x): target {target:g}x "
-            f"{'met' if met else 'NOT MET'}"
+        met = faster.value >= target
+        outcome.append(
+            {"ours": ours, "of": theirs, "target": target, "median": faster.value, **faster.to_dict(), "min": low}
+            | {"met": met}
         )
-    for ours, floor in (("ours dense", "read all maps"), ("ours detect", "read class maps")):
-        print(f"  {ours} takes {timings[ours].median / timings[floor].median:.1f}x the time to {floor}")
+        print(f"  {ours} is {faster} as fast as {theirs}, by minima {low:.1f}x: ", end="")
+        print(f"target {target:g}x {'met' if met else 'NOT MET'}")
+    for ours, floor, most in FLOORS:
+        times = timings[ours].median / timings[floor].median
+        verdict = "" if most is None else f": target at most {most:g}x {'met' if times <= most else 'NOT MET'}"
+        print(f"  {ours} takes {times:.1f}x the time to {floor}{verdict}")
+        outcome.append({"ours": ours, "of": floor, "most": most, "median": times, "met": most is None or times <= most})
     return outcome
 
 

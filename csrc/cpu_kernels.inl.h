@@ -58,17 +58,25 @@ void sigmoid_array(const float* in, float* out, int64_t count) {
 
 // ------------------------------------------------------------------------------------------------------ benchmark
 
+// Eight rows at a time, as the filter of detect reads them: faster than row after row.
 template <class T>
 F max_of_rows(const T* p, size_t area, int rows, int count, F m) {
-    F other[4] = {m, m, m, m};
-    for (int r = 0; r < rows; ++r, p += area) {
-        int i = 0;
-        for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
-            for (int k = 0; k < 4; ++k) other[k] = max_of(load(p + i + k * kLanes), other[k]);
+    constexpr int kRows = 8;
+    F other[kRows] = {m, m, m, m, m, m, m, m};
+    int r = 0;
+    for (; r + kRows <= rows; r += kRows, p += kRows * area) {
+        for (int i = 0; i + kLanes <= count; i += kLanes) {
+            DHEAD_UNROLL(8)
+            for (int k = 0; k < kRows; ++k) {
+                other[k] = max_of(load(p + static_cast<size_t>(k) * area + i), other[k]);
+            }
         }
-        for (; i + kLanes <= count; i += kLanes) other[0] = max_of(load(p + i), other[0]);
     }
-    return max_of(max_of(other[0], other[1]), max_of(other[2], other[3]));
+    for (; r < rows; ++r, p += area) {
+        for (int i = 0; i + kLanes <= count; i += kLanes) other[0] = max_of(load(p + i), other[0]);
+    }
+    for (int k = 1; k < kRows; ++k) other[0] = max_of(other[k], other[0]);
+    return other[0];
 }
 
 template <class T>
