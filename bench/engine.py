@@ -32,13 +32,17 @@ ENGINES: dict[str, dict[str, Any]] = {
     "ours fp32 direct": {"options": {"winograd": False}},
     "ours bf16": {"precision": "bf16"},
     "ours bf16 winograd": {"precision": "bf16", "options": {"winograd": True}},
+    "ours int8": {"precision": "int8", "calibration": "random"},
 }
 EAGER, RUNTIME = "torch eager fp32", "onnxruntime fp32"
 
 
 def targets(extensions: list[str]) -> tuple[tuple[str, str, float], ...]:
     """(ours, theirs, at least so many times faster), for the reference head at batch 1."""
-    return (("ours bf16", EAGER, 4.0),) if "amx_tile" in extensions else (("ours fp32", EAGER, 1.2),)
+    wanted = (("ours bf16", EAGER, 4.0),) if "amx_tile" in extensions else (("ours fp32", EAGER, 1.2),)
+    if {"avx512_vnni", "amx_tile"} & set(extensions):
+        wanted += (("ours int8", EAGER, 4.0), ("ours int8", "ours fp32", 2.5))
+    return wanted
 
 
 def eager(head: torch.nn.Module, features: list[np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
@@ -144,7 +148,7 @@ def report(
     print(f"  {'':22} {'median ms':>10} {'min ms':>8} {'× eager':>8}  rel. error")
     for label, t in timings.items():
         note = (
-            "" if precisions.get(label, "bf16") == "bf16" or "fp32" in label else "  (computed in fp32: no bf16 here)"
+            "" if precisions.get(label, "bf16") != "fp32" or "fp32" in label else "  (computed in fp32: no bf16 here)"
         )
         print(f"  {label:22} {t.median:10.1f} {t.minimum:8.1f} {base / t.median:8.2f}  {errors[label]:.1e}{note}")
     judged = []
