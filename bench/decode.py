@@ -138,6 +138,7 @@ def runs_for(
         "threads": threads,
         "out": detect_out,
     }
+    read_maps: Callable[..., float] = _core._read_maps
     head: tuple[Any, ...] = (
         [maps[f"box_{i}"] for i in levels],
         [maps[f"cls_{i}"] for i in levels],
@@ -154,8 +155,8 @@ def runs_for(
         "ours dense, new arrays": lambda: postprocess.decode(maps, spec, threads=threads),
         "torch dense + NMS": lambda: torch_nms(*model(boxes, classes)),
         "ours detect": lambda: postprocess.detect(maps, spec, **options),
-        "read all maps": lambda: _core._read_maps(*head, True, threads=threads),
-        "read class maps": lambda: _core._read_maps(*head, False, threads=threads),
+        "read all maps": lambda: read_maps(*head, True, threads=threads),
+        "read class maps": lambda: read_maps(*head, False, threads=threads),
     }
     if compiled:
         fast = torch.compile(model)
