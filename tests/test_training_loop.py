@@ -512,20 +512,23 @@ def test_command_trains_on_coco_and_yolo_data(tmp_path: Path, capsys: pytest.Cap
     scenes = Scenes(12, SIZE, seed=3, classes=("disc", "star"))
     labels = write_coco(scenes, tmp_path / "coco")
     yolo = tmp_path / "yolo"
-    (yolo / "labels").mkdir(parents=True)
-    (yolo / "images").symlink_to(tmp_path / "coco" / "images")
+    for part in ("train", "val"):
+        (yolo / "labels" / part).mkdir(parents=True)
+        (yolo / "images").mkdir(exist_ok=True)
+        (yolo / "images" / part).symlink_to(tmp_path / "coco" / "images")
     for i in range(12):
         _, targets = scenes[i]
         rows = [
             f"{int(c)} {(a + b) / 128} {(t + d) / 128} {(b - a) / 64} {(d - t) / 64}"
             for c, a, t, b, d in targets.tolist()
         ]
-        (yolo / "labels" / f"{i:06d}.txt").write_text("\n".join(rows))
+        for part in ("train", "val"):
+            (yolo / "labels" / part / f"{i:06d}.txt").write_text("\n".join(rows))
     (yolo / "classes.txt").write_text("disc\nstar\n")
     shared = ["--image-size", "64", "--batch", "4", "--epochs", "1", "--threads", "1", "--head", "light", "--json", "-"]
     images = str(tmp_path / "coco" / "images")
     coco = ["--data", str(labels), "--images", images, "--val", str(labels), "--val-images", images]
-    for name, data in (("coco", coco), ("yolo", ["--data", str(yolo), "--val", str(yolo), "--augment", "none"])):
+    for name, data in (("coco", coco), ("yolo", ["--data", str(yolo), "--augment", "none"])):
         assert main(["train", *data, *shared, "-o", str(tmp_path / f"run-{name}")]) == 0
         made = json.loads(capsys.readouterr().out)
         assert made["steps"] == 3

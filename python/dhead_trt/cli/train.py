@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="scenes, scenes:DOMAIN (mixed, dense, small, low_light), a COCO JSON file, a YOLO folder or data.yaml",
     )
     add("--images", metavar="DIR", help="folder of the images of a COCO file (default: beside it)")
-    add("--val", metavar="DATA", help="data to measure mAP on (default for scenes and YOLO folders: their own)")
+    add(
+        "--val",
+        metavar="DATA",
+        help="data to measure mAP on (default: other scenes, or a YOLO folder's val)",
+    )
     add("--val-images", metavar="DIR", help="folder of the images of --val")
     add("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for everything that is written")
     add("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
@@ -176,7 +180,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 
 def _data(args: argparse.Namespace, progress: Progress) -> tuple[Any, Any]:
     from ..training.cache import cached
-    from ..training.sources import open_data
+    from ..training.sources import has_split, open_data
 
     size = args.image_size
     data = open_data(args.data, args.images, size, split="train", scenes=args.scenes, seed=args.seed)
@@ -185,6 +189,8 @@ def _data(args: argparse.Namespace, progress: Progress) -> tuple[Any, Any]:
         val = open_data(args.val, args.val_images, size, split="val", scenes=args.val_scenes, seed=args.seed, like=data)
     elif args.data.split(":")[0] == "scenes":
         val = open_data(args.data, None, size, split="val", scenes=args.val_scenes, seed=args.seed)
+    elif has_split(args.data, "val"):
+        val = open_data(args.data, None, size, split="val", like=data)
     if args.cache is not None:
         data = cached(data, args.cache, workers=max(args.workers, 1), progress=progress)
     return data, val

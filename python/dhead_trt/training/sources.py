@@ -10,7 +10,7 @@ from ..errors import InputError
 from .data import CocoDataset, Scenes, YoloDataset
 from .loader import Detections
 
-__all__ = ["VAL_SEED", "open_data"]
+__all__ = ["VAL_SEED", "has_split", "open_data"]
 
 VAL_SEED = 1_000_003  # added to the seed: validation scenes are never training scenes
 
@@ -58,3 +58,13 @@ def open_data(
     raise InputError(
         "There are no such data", received=repr(text), expected="scenes, a COCO JSON file, or a YOLO folder"
     )
+
+
+def has_split(text: str, split: str) -> bool:
+    """Whether a YOLO folder or data.yaml has a part of this name; other data have none."""
+    path = Path(text)
+    if path.is_dir():
+        return (path / "images" / split).is_dir() or (path / split / "images").is_dir()
+    if path.suffix.lower() in {".yaml", ".yml"} and path.is_file():
+        return any(line.startswith(f"{split}:") for line in path.read_text("utf-8").splitlines())
+    return False
