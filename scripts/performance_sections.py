@@ -231,6 +231,8 @@ def _detector(result: Record, results: Path, images: Path) -> Section:
         "",
         f"Boxes found on the pages: {boxes}.",
         "",
+        *_verdicts(result.get("targets", [])),
+        "",
         "![Where the time goes](images/performance-detector.png)",
     ]
     _bars(bars, images / "performance-detector.png")
