@@ -19,6 +19,7 @@ from dhead_trt.detections import Detections
 from dhead_trt.detector import Detector
 from dhead_trt.engine import Engine
 from dhead_trt.errors import ArtifactError, InputError
+from dhead_trt.heads import CoupledHead, WholeModel
 from dhead_trt.letterbox import letterbox
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
@@ -360,3 +361,21 @@ def test_closing(plan: Path) -> None:
         closed(picture((9, 9)))
     with pytest.raises(InputError, match="closed"):
         closed(picture((9, 9)))
+
+
+def test_sides_beyond_each_other_give_empty_boxes(tmp_path: Path) -> None:
+    """A head without bins can predict negative distances; that must not cost the image its other detections."""
+    with small_models.seeded(3):
+        head = CoupledHead(5, small_models.CHANNELS, bins=1).eval()
+        small_models._liven(head)
+        model = WholeModel(small_models.Backbone(), head).eval()
+    image = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    plan = build(model, "openvino", output=tmp_path / "m", image_size=small_models.SIZE, verify=False).plan
+    with Detector(plan, conf=0.01) as detector:
+        found = detector(image)
+        raw = detector.engine.infer(letterbox(image, small_models.SIZE)[0][None], conf=0.01)
+    boxes = raw["det_boxes"][0, : len(found)]
+    inside_out = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    assert 0 < inside_out.sum() < len(found)
+    assert (found.area[inside_out] == 0).all()
+    assert found.area[~inside_out].max() > 0

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -331,3 +335,64 @@ def test_a_small_soak(detector: Detector) -> None:
         for _ in range(3):
             assert sum(pool.map(work, range(8))) == 0
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss <= early * 1.01 + 4096  # KiB
+
+
+LEAVING = """
+import sys, time
+import numpy as np
+from dhead_trt.detector import Detector
+
+detector = Detector(sys.argv[1], threads=1)
+image = np.zeros((700, 900, 3), np.uint8)
+detector(image)
+futures = [detector.submit(image) for _ in range(8)]
+time.sleep(float(sys.argv[2]))
+print("end")
+"""
+
+
+@pytest.mark.parametrize("seconds", ["0", "0.003", "0.02"])
+def test_a_program_that_forgets_to_close_ends_well(plan: Path, seconds: str) -> None:
+    """Threads that come back from C++ while the interpreter ends would abort the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, str(plan), seconds], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_is_told_instead_of_waiting_for_ever(detector: Detector) -> None:
+    want = detector.submit(picture(0)).result(60)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # nothing of pytest may run here
+        signal.alarm(60)
+        said = []
+        for call in (detector, lambda image: detector.submit(image).result(5)):
+            try:
+                said.append(f"{len(call(picture(0)))} detections")
+            except BaseException as e:  # noqa: PERF203
+                said.append(str(e).split(":")[0])
+        detector.close()
+        os.write(write, "; ".join(said).encode())
+        os._exit(0)
+    os.close(write)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(read) as pipe:
+        assert pipe.read() == ("This engine was opened in another process; This detector was opened in another process")
+    assert status == 0
+    assert detector.submit(picture(0)).result(60) == want
+
+
+def test_a_detector_that_is_dropped_leaves_no_threads(plan: Path) -> None:
+    before = len(names())
+    detector = Detector(plan)
+    futures = [detector.submit(picture(i)) for i in range(8)]
+    assert len(names()) == before + 4
+    del detector
+    gc.collect()
+    assert all(isinstance(f.result(60), Detections) for f in futures)  # what was submitted is done all the same
+    ends = time.monotonic() + 60
+    while len(names()) > before and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert len(names()) == before

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from dhead_trt.errors import BackendUnavailable, InputError
 from dhead_trt.images import expand_paths, load_image
@@ -224,3 +225,29 @@ def test_folders_and_globs(tmp_path: Path) -> None:
         expand_paths("")
     with pytest.raises(InputError, match="holds no image"):
         expand_paths(tmp_path / "none")
+
+
+def test_any_damage_is_an_input_error(tmp_path: Path) -> None:
+    """Files of nine kinds with random bytes changed or cut off: an image, or InputError; nothing else ends a batch."""
+    random, files = np.random.default_rng(5), []
+    picture = Image.fromarray(np.repeat(np.repeat(PIXELS, 4, axis=0), 5, axis=1))
+    kinds = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(["AVIF"] if features.check("avif") else []), "DDS"]
+    for kind in kinds:
+        buffer = io.BytesIO()
+        picture.save(buffer, kind)
+        files.append(buffer.getvalue())
+    path, refused = tmp_path / "damaged", 0
+    for _ in range(600):
+        data = bytearray(files[random.integers(len(files))])
+        for _ in range(random.choice([1, 2, 8])):
+            data[random.integers(min(len(data), random.choice([60, 300, 1 << 20])))] = random.choice([0, 127, 255])
+        path.write_bytes(data[: random.integers(1, len(data))] if random.random() < 0.3 else data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                image = load_image(path)
+            except InputError:
+                refused += 1
+            else:
+                assert (image.dtype, image.shape[2]) == (np.uint8, 3)
+    assert 100 < refused < 550

@@ -17,7 +17,7 @@ from ._device import availability, cuda_module, to_host
 from ._device_images import DeviceImage, device_image, is_device_image
 from .baked import keep_wanted
 from .cuda import letterbox_cuda
-from .detections import Detections
+from .detections import Detections, ordered
 from .engine import Engine
 from .errors import InputError
 from .images import load_image
@@ -180,7 +180,7 @@ class Batches:
         count = int(out["num_dets"].reshape(-1)[slot])
         boxes = box.to_image(out["det_boxes"][slot, :count], uniform=self._uniform)
         return Detections(
-            boxes.astype(np.float32),
+            ordered(boxes.astype(np.float32)),
             out["det_scores"][slot, :count],
             out["det_classes"][slot, :count],
             self._names,

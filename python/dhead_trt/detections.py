@@ -341,6 +341,12 @@ class Detections:
         return Path(path)
 
 
+def ordered(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Boxes [N, 4] with no right < left or bottom < top: heads without bins can predict sides beyond each other, and
+    such a box is empty, at its left or top edge."""
+    return np.concatenate([boxes[:, :2], np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1)
+
+
 def class_ids(classes: Iterable[int | str] | int | str, names: Sequence[str]) -> list[int]:
     """Class ids from ids and names.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -226,9 +227,12 @@ class Detector:
                 raise InputError("This detector is closed", fix="Open another one")
             if self._pipeline is None:
                 loaders, runners = self._workers
+                runs = self._runs  # not self: a Detector that is dropped without `close` must not live in the threads
                 self._pipeline = Pipeline(
-                    self._prepare, self._complete, loaders=loaders, runners=runners, depth=self._queue
-                )
+                    partial(_prepare, runs), partial(_complete, runs), loaders=loaders, runners=runners,
+                    depth=self._queue,
+                )  # fmt: skip
+                weakref.finalize(self, self._pipeline.close, wait=False).atexit = False
             pipeline = self._pipeline
         return pipeline.submit(job)
 
@@ -315,17 +319,6 @@ class Detector:
             index += len(results)
             yield from (r for r in results if r is not None)
 
-    def _prepare(self, job: _Job) -> _Ready:
-        """The first half of a submitted job."""
-        if isinstance(job.source, DheadError):
-            raise job.source
-        item = job.source if isinstance(job.source, Item) else self._runs.load(job.source, bgr=job.bgr)
-        return _Ready(self._runs.fill([item]), job.options)
-
-    def _complete(self, ready: _Ready) -> Detections:
-        """The second half."""
-        return self._runs.run(ready.canvas, ready.options)[0]
-
     def _choose(self, changes: dict[str, Any], on_error: str) -> Options:
         if on_error not in ("raise", "return"):
             raise InputError("on_error is not known", received=repr(on_error), expected="'raise' or 'return'")
@@ -333,6 +326,19 @@ class Detector:
 
 
 _END = object()
+
+
+def _prepare(runs: Batches, job: _Job) -> _Ready:
+    """The first half of a submitted job."""
+    if isinstance(job.source, DheadError):
+        raise job.source
+    item = job.source if isinstance(job.source, Item) else runs.load(job.source, bgr=job.bgr)
+    return _Ready(runs.fill([item]), job.options)
+
+
+def _complete(runs: Batches, ready: _Ready) -> Detections:
+    """The second half."""
+    return runs.run(ready.canvas, ready.options)[0]
 
 
 def _is_count(value: object) -> bool:

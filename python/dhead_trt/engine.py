@@ -101,6 +101,7 @@ class Engine:
             self._postprocess = postprocess
         self._runner = get_backend(self._artifact.backend).load(self._artifact, device, threads=threads, **options)
         self._closed = False
+        self._process = os.getpid()
         self._profiles: list[EngineProfile] = []
         self._lock = threading.Lock()
 
@@ -212,10 +213,16 @@ class Engine:
 
         Raises:
             InputError: a name, dtype, shape or option does not fit; an input holds NaN or infinity; the engine is
-                closed.
+                closed, or was opened by the process that this was forked from.
         """
         if self._closed:
             raise InputError("This engine is closed", fix="Open it again with Engine(path)")
+        if os.getpid() != self._process:  # it would wait for threads, or use a GPU's context, that a fork has not
+            raise InputError(
+                "This engine was opened in another process",
+                received="a fork of it",
+                fix="Open one in each process, or start processes with multiprocessing's 'spawn'",
+            )
         wanted = Wanted(conf, iou, max_det, max_candidates, classes, class_agnostic, multi_label)
         if hasattr(self._runner, "infer_device") and (stream is not None or on_device(inputs)):
             return self._infer_on_device(inputs, wanted, out, stream)
@@ -277,7 +284,8 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-        self._runner.close()
+        if os.getpid() == self._process:
+            self._runner.close()
 
     def __enter__(self) -> Engine:
         return self

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ._device import on_gpu, to_host
 from .cuda import Nv12
-from .errors import BackendUnavailable, InputError
+from .errors import BackendUnavailable, DheadError, InputError
 
 __all__ = ["IMAGE_SUFFIXES", "expand_paths", "load_image"]
 
@@ -52,7 +52,9 @@ def load_image(source: Any, *, bgr: bool = False) -> Image8:
     if _is_a(source, "PIL.Image", "Image"):
         try:
             return _from_pil(source)
-        except _pillow_errors() as e:
+        except DheadError:
+            raise
+        except Exception as e:  # see below
             raise InputError("The PIL image cannot be read", received=_first_line(e), expected="a whole image") from e
     if isinstance(source, Nv12):
         raise InputError(
@@ -115,13 +117,15 @@ def _from_file(path: Path) -> Image8:
     try:
         with pillow.open(path) as image:
             return _from_pil(image)
+    except DheadError:
+        raise
     except pillow.UnidentifiedImageError as e:
         raise InputError(
             "The file is not an image that Pillow knows",
             received=str(path),
             expected="JPEG, PNG, WebP, TIFF, BMP, GIF …",
         ) from e
-    except _pillow_errors() as e:
+    except Exception as e:  # Pillow's readers raise nearly everything on damaged files
         raise InputError(
             "The image file is damaged or cannot be decoded",
             received=f"{path}: {_first_line(e)}",
@@ -241,23 +245,6 @@ def _pillow() -> Any:
             fix='pip install "dhead-trt[image]", or pass a numpy array',
         ) from e
     return Image
-
-
-def _pillow_errors() -> tuple[type[Exception], ...]:
-    """What Pillow's decoders raise on damaged data; anything but a user's own mistake in calling it."""
-    bomb = _pillow().DecompressionBombError
-    return (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        MemoryError,
-        IndexError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        bomb,
-    )
 
 
 def _is_a(value: object, module: str, name: str) -> bool:

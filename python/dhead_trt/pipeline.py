@@ -6,15 +6,20 @@ is being prepared, and with two runners the decode and NMS of one overlap the en
 
 from __future__ import annotations
 
+import atexit
+import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import InputError
 
 __all__ = ["Pipeline"]
+
+_open: weakref.WeakSet[Pipeline[Any, Any, Any]] = weakref.WeakSet()
 
 Job = TypeVar("Job")
 Ready = TypeVar("Ready")
@@ -24,7 +29,8 @@ Result = TypeVar("Result")
 class Pipeline(Generic[Job, Ready, Result]):
     """Runs `run(prepare(job))` for each job, the two halves in threads of their own.
 
-    The threads are daemons: a program that forgets `close` still ends.
+    A program that forgets `close` still ends: then what runs is waited for, and the rest is cancelled. In a forked
+    child there are none of the threads, and `submit` says so.
 
     Args:
         prepare: the first half; what it raises goes into the job's future.
@@ -49,6 +55,7 @@ class Pipeline(Generic[Job, Ready, Result]):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is out of range", received=repr(value), expected="1 or more")
         self._prepare, self._run, self._depth = prepare, run, depth
+        self._process = os.getpid()
         self._jobs: queue.SimpleQueue[tuple[Future[Result], Job] | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[tuple[Future[Result], Ready] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
@@ -57,13 +64,19 @@ class Pipeline(Generic[Job, Ready, Result]):
         self._loading = loaders
         self._loaders = self._start(self._load, loaders, "load")
         self._runners = self._start(self._work, runners, "run")
+        _open.add(self)
 
     def submit(self, job: Job) -> Future[Result]:
         """Takes a job, waiting where `depth` are on their way.
 
         Raises:
-            InputError: the pipeline is closed, or was closed while this waited.
+            InputError: the pipeline is closed, or was closed while this waited, or is of the process that this was
+                forked from.
         """
+        if os.getpid() != self._process:
+            raise InputError(
+                "This detector was opened in another process", received="a fork of it", fix="Open one in each process"
+            )
         future: Future[Result] = Future()
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._pending) < self._depth)
@@ -74,8 +87,11 @@ class Pipeline(Generic[Job, Ready, Result]):
             self._jobs.put((future, job))
         return future
 
-    def close(self, *, cancel: bool = False) -> None:
-        """Waits for the jobs on their way (`cancel`: only for those that run) and ends the threads. Twice is fine."""
+    def close(self, *, cancel: bool = False, wait: bool = True) -> None:
+        """Ends the threads when the jobs on their way (`cancel`: only those that run) are done, and waits for that
+        unless `wait` is false. Twice is fine."""
+        if os.getpid() != self._process:
+            return  # the threads are those of the parent
         with self._changed:
             first, self._closed = not self._closed, True
             self._changed.notify_all()
@@ -85,7 +101,7 @@ class Pipeline(Generic[Job, Ready, Result]):
         if first:
             for _ in self._loaders:
                 self._jobs.put(None)
-        if threading.current_thread() in (*self._loaders, *self._runners):
+        if not wait or threading.current_thread() in (*self._loaders, *self._runners):
             return  # a callback of a future closes: its own thread cannot wait for itself
         for thread in (*self._loaders, *self._runners):
             thread.join()
@@ -135,3 +151,10 @@ class Pipeline(Generic[Job, Ready, Result]):
         for thread in threads:
             thread.start()
         return threads
+
+
+@atexit.register
+def _end() -> None:
+    """Ends the threads before the interpreter does: one that comes back from C++ later takes the process down."""
+    for pipeline in list(_open):
+        pipeline.close(cancel=True)

@@ -199,7 +199,7 @@ def _on_features(
     args: argparse.Namespace, paths: list[Path], progress: Progress
 ) -> tuple[list[Detections], list[DheadError]]:
     """One result for each image of each file's batch; boxes are in pixels of the network input."""
-    from ..detections import Detections, class_ids
+    from ..detections import Detections, class_ids, ordered
     from ..engine import Engine
     from ..shapes import takes_features
     from .common import read_npz
@@ -226,7 +226,7 @@ def _on_features(
             for image, number in enumerate(out["num_dets"].reshape(-1).tolist()):
                 found.append(
                     Detections(
-                        out["det_boxes"][image, :number],
+                        ordered(out["det_boxes"][image, :number]),
                         out["det_scores"][image, :number],
                         out["det_classes"][image, :number],
                         spec.names,
