@@ -3,7 +3,7 @@
 
     python scripts/ablation.py --jobs 2            # the whole study: hours on one core, about one on two
     python scripts/ablation.py --time              # milliseconds of each head through our OpenVINO engines
-    python scripts/ablation.py --report docs       # the tables, docs/ablation.json and the two plots
+    python scripts/ablation.py --report docs/images --page docs/ablation.md     # the tables, a JSON and the two plots
 
 Six configurations (coupled; decoupled; with focal loss; with IoU loss; with both; the full set with EMA) are trained on
 generated scenes from several seeds, and the coupled and the decoupled head on further domains. Every run leaves
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.time:
             return measure(args.out, args.rounds)
         if args.report:
-            return report(args.out, args.report)
+            return report(args.out, args.report, args.page)
         return run_all(args, study)
     except DheadError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -83,6 +83,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=30, help="of --time")
     parser.add_argument("--time", action="store_true", help="time the heads of the finished runs")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="print the tables, write JSON and plots there")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="with --report: also renew the tables of this page")
     parser.add_argument("--run", metavar="NAME", help=argparse.SUPPRESS)  # one run: what the jobs are started with
     return parser.parse_args(argv)
 
@@ -161,8 +162,8 @@ def measure(out: Path, rounds: int) -> int:
     return 0
 
 
-def report(out: Path, folder: Path) -> int:
-    """Tables on standard output; ablation.json and the plots in a folder."""
+def report(out: Path, folder: Path, page: Path | None) -> int:
+    """Tables on standard output; ablation.json and the plots in a folder; the tables of a page between its marks."""
     timings = json.loads((out / TIMINGS).read_text("utf-8")) if (out / TIMINGS).is_file() else {}
     found = Report(load_results(out), timings)
     print(found.render())
@@ -170,6 +171,15 @@ def report(out: Path, folder: Path) -> int:
         path.write_text(json.dumps(found.to_dict()) + "\n", "utf-8")
     plot_study(found, folder / "ablation_study.png")
     plot_domains(found, folder / "multi_dataset_benchmark.png")
+    if page is not None:
+        text = page.read_text("utf-8")
+        for name, part in found.sections().items():
+            block = part if name in ("settings", "verdict") else f"```text\n{part}\n```"
+            start, end = text.find(f"<!-- {name} -->\n"), text.find("<!-- end -->", text.find(f"<!-- {name} -->\n"))
+            if start >= 0 and end >= 0:
+                text = f"{text[:start]}<!-- {name} -->\n{block}\n{text[end:]}"
+        with atomic_path(page) as path:
+            path.write_text(text, "utf-8")
     return 0
 
 

@@ -222,10 +222,17 @@ def test_time_and_report(study, tmp_path):
     timings = json.loads((study / "timings.json").read_text())
     assert list(timings) == ["coupled", "decoupled"]
     assert all(0 < t["low"] <= t["ms"] <= t["high"] < 1000 for t in timings.values())
-    found = script("--out", study, "--report", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("# Top\n<!-- main -->\nold\n<!-- end -->\nbetween\n<!-- settings -->\n<!-- end -->\nlast\n")
+    found = script("--out", study, "--report", tmp_path, "--page", page)
     assert found.returncode == 0, found.stderr
     assert "everything" in found.stdout
     assert "one run: no telling" in found.stdout
+    lines = page.read_text().splitlines()
+    assert lines[:3] == ["# Top", "<!-- main -->", "```text"]
+    assert "old" not in lines
+    assert lines[-1] == "last"
+    assert any(line.startswith("2 runs: 48 scenes of 64 × 64 px with 4 classes, 2 epochs") for line in lines)
     data = json.loads((tmp_path / "ablation.json").read_text())
     assert len(data["runs"]) == 2
     assert Report.from_dict(data).spread("full", "map50").mean == pytest.approx(
@@ -324,6 +331,7 @@ def test_render():
     assert "0.473 ± 0.064" in row
     assert "2.34" in row
     assert any(line.startswith("dense") and "0.350 ± 0.071" in line for line in text.splitlines())
+    assert "Helped: decoupling over coupled (+5.0).\nHarmed: IoU loss over decoupled (-5.3).\nNot told" in text
 
 
 def test_plots(tmp_path):

@@ -25,7 +25,7 @@ from ..progress import ProgressCallback
 from .cache import Cached, cached
 from .config import TrainConfig
 from .criterion import LossConfig
-from .data import Augmentation, Domain, Scenes, domain
+from .data import SHAPE_NAMES, Augmentation, Domain, Scenes, domain
 from .evaluate import evaluate
 from .model import Detector, build_detector
 from .trainer import CHECKPOINT, Trainer
@@ -45,13 +45,13 @@ __all__ = [
 
 TRAIN_SEED, VAL_SEED = 20, 21  # of the scenes
 
-# The generator's domains without what no network can tell in a frame of 96 px: larger objects, smaller crowds.
+# The generator's domains for frames of 64 px: objects that a small network can tell in minutes, smaller crowds.
 DOMAINS: Mapping[str, Domain] = MappingProxyType(
     {
-        "mixed": replace(domain("mixed"), size=(16.0, 0.95), tiny=0.0, objects=(2, 8)),
-        "dense": replace(domain("dense"), size=(14.0, 0.4), size_limit=36.0, objects=(10, 18)),
-        "small": replace(domain("small"), size=(10.0, 0.5), size_limit=20.0, tiny=0.0, objects=(3, 8)),
-        "low_light": replace(domain("low_light"), size=(16.0, 0.95), tiny=0.0, objects=(2, 8)),
+        "mixed": replace(domain("mixed"), size=(14.0, 0.95), tiny=0.0, objects=(1, 6)),
+        "dense": replace(domain("dense"), size=(10.0, 0.4), size_limit=24.0, objects=(8, 14)),
+        "small": replace(domain("small"), size=(8.0, 0.25), size_limit=16.0, tiny=0.0, objects=(3, 8)),
+        "low_light": replace(domain("low_light"), size=(14.0, 0.95), tiny=0.0, objects=(1, 6)),
     }
 )
 
@@ -117,6 +117,7 @@ class Study:
 
     Attributes:
         size: side of the images, a multiple of 32.
+        classes: the first so many shapes of the generator.
         backbone: of `build_detector`, or the channels of its five stages and of its three outputs: "16-24-…/32-48-64".
         train_images, val_images: scenes of each domain; the second are for the final figures.
         curve_images: of the validation scenes, measured while training.
@@ -126,14 +127,15 @@ class Study:
         focal_weight: of the focal loss; the box loss weighs 2.5 times as much, as in PP-YOLOE.
     """
 
-    size: int = 96
+    size: int = 64
+    classes: int = 4
     backbone: str = "16-24-32-48-64/32-48-64"
-    train_images: int = 6000
+    train_images: int = 4000
     val_images: int = 500
     curve_images: int = 120
     epochs: int = 4
     batch: int = 16
-    lr: float = 2e-3
+    lr: float = 3e-3
     amp: str = "bf16"
     compile: bool = False
     points: int = 5
@@ -275,7 +277,11 @@ def scenes(study: Study, name: str, folder: Path, progress: ProgressCallback | N
     """Training and validation scenes of a domain, drawn once per study."""
     side = (study.size, study.size)
     train, val = (
-        cached(Scenes(n, side, DOMAINS[name], seed=seed), folder / "scenes" / name, progress=progress)
+        cached(
+            Scenes(n, side, DOMAINS[name], seed=seed, classes=SHAPE_NAMES[: study.classes]),
+            folder / "scenes" / name,
+            progress=progress,
+        )
         for n, seed in ((study.train_images, TRAIN_SEED), (study.val_images, VAL_SEED))
     )
     return train, val

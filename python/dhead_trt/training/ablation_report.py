@@ -159,14 +159,41 @@ class Report:
         return 100.0 * (float(a[field]) / float(b[field]) - 1)
 
     def render(self) -> str:
-        """As text: the table, the gains, the domains, the claims."""
+        """As text: the settings, the table, the gains, the domains, the claims."""
+        return "\n\n".join(part for part in self.sections().values() if part)
+
+    def sections(self) -> dict[str, str]:
+        """The parts of `render` by name: "settings", "main", "gains", "verdict", "domains", "claims"."""
+        return {
+            "settings": self.settings(),
+            "main": self.main_table(),
+            "gains": self.gains_table(),
+            "verdict": self.verdict(),
+            "domains": self.domains_table(),
+            "claims": self.claims_table(),
+        }
+
+    def verdict(self) -> str:
+        """Which parts help, which harm, and which cannot be told from nothing."""
+        lines = []
+        for text, verdict in (
+            ("Helped", "helps"),
+            ("Harmed", "harms"),
+            ("Not told from no difference at all", "no difference that these runs can show"),
+        ):
+            parts = [f"{g.part} over {g.over} ({g.points.mean:+.1f})" for g in self.gains() if g.verdict == verdict]
+            if parts:
+                lines.append(f"{text}: {'; '.join(parts)}.")
+        return "\n".join(lines)
+
+    def settings(self) -> str:
+        """One paragraph."""
         s = self.study
-        head = (
-            f"{len(self.results)} runs: {s['train_images']} scenes of {s['size']} × {s['size']} px, {s['epochs']} "
-            f"epochs of batches of {s['batch']}, measured on {s['val_images']} others. Mean ± deviation over seeds."
+        return (
+            f"{len(self.results)} runs: {s['train_images']} scenes of {s['size']} × {s['size']} px with {s['classes']} "
+            f"classes, {s['epochs']} epochs of batches of {s['batch']} ({self.results[0]['steps']} steps), measured on "
+            f"{s['val_images']} others; backbone {s['backbone']}."
         )
-        parts = [head, self.main_table(), self.gains_table(), self.domains_table(), self.claims_table()]
-        return "\n\n".join(p for p in parts if p)
 
     def main_table(self) -> str:
         """One row per configuration of the standard domain."""
