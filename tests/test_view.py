@@ -570,7 +570,10 @@ def test_browser_shows_what_the_detector_finds(
             assert re.search(rf"{re.escape(stage)} [\d.]+ [\d.]+", page.text("latency")), stage
 
         page.click("measure")
-        page.wait(lambda: "p50 of 21" in page.text("latency"))
+        page.idle()
+        counted = re.search(r"p50 of (\d+)", page.text("latency"))
+        assert counted
+        assert 3 <= int(counted[1]) <= 21  # fewer than asked for where they take more than 20 seconds
         saved = tmp_path / "view.png"
         page.script("document.activeElement.blur()")
         page.screenshot(saved)
