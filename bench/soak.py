@@ -44,6 +44,10 @@ def main() -> int:
     parser.add_argument("--submit", action="store_true", help="all calls by submit")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    suffixes = (args.engine.suffix, ".json", ".xml", ".bin")
+    read = [*(expand_paths(args.source) or [Path(args.source)]), *(args.engine.with_suffix(s) for s in suffixes)]
+    if args.json is not None and args.json.resolve() in {path.resolve() for path in read}:
+        parser.error(f"--json {args.json} would replace a file that is read")
 
     # Arrays, as a camera gives them: reading files is not what this is about.
     images = [load_image(path) for path in expand_paths(args.source) or [args.source]]

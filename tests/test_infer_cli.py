@@ -241,3 +241,37 @@ def test_ctrl_c_in_a_list_leaves_whole_lines(plan: Path, tmp_path: Path) -> None
     assert err.splitlines()[-1] == "interrupted"
     for line in [first, *rest.splitlines()]:
         assert json.loads(line)["source"] == str(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("option", ["--json", "--jsonl"])
+def test_no_result_replaces_what_is_read(
+    plan: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "a.png"
+    Image.fromarray(blocks(0)).save(picture)
+    for path in (plan.with_suffix(".json"), plan, picture):
+        before = path.read_bytes()
+        assert cli.main(["infer", str(plan), str(picture), option, str(path)]) == 2
+        assert f"would replace a file that is read: received {option} {path}" in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text are Linux's")
+def test_names_that_are_no_text(plan: Path, tmp_path: Path) -> None:
+    """Such a name in a folder or a list ends no run, in any locale; in JSON it is the one that Python would open."""
+    odd = os.fsencode(tmp_path) + b"/b\xff.png"
+    Image.fromarray(blocks(0)).save(tmp_path / "a.png")
+    Path(os.fsdecode(odd)).write_bytes((tmp_path / "a.png").read_bytes())
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-m", "dhead_trt", "infer", str(plan), "-", "-o", str(tmp_path / "out")]
+    names = os.fsencode(tmp_path / "a.png") + b"\n" + odd + b"\n"
+    for more in (["--jsonl", "-"], ["--json", "-"], ["--jsonl", str(tmp_path / "lines")], []):
+        done = subprocess.run([*command, *more], input=names, capture_output=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr.decode()
+        if more == ["--json", "-"]:
+            assert [d["source"] for d in json.loads(done.stdout)] == [str(tmp_path / "a.png"), os.fsdecode(odd)]
+    assert [json.loads(line)["source"] for line in (tmp_path / "lines").read_text("utf-8").splitlines()][1] == (
+        os.fsdecode(odd)
+    )
+    written = tmp_path / "out" / os.fsdecode(b"b\xff.json")
+    assert Detections.from_json(written).source == os.fsdecode(odd)

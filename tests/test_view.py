@@ -222,7 +222,14 @@ def test_largest_upload_is_taken(viewer: Viewer) -> None:
 
 
 def test_requests_without_length_are_refused(viewer: Viewer) -> None:
-    for headers in ({}, {"Content-Length": "-1"}, {"Content-Length": "many"}, {"Transfer-Encoding": "chunked"}):
+    for headers in (
+        {},
+        {"Content-Length": "-1"},
+        {"Content-Length": "many"},
+        {"Content-Length": "9" * 400},
+        {"Content-Length": "9" * 5000},
+        {"Transfer-Encoding": "chunked"},
+    ):
         assert request(viewer, "POST", "/api/detect", None, headers)[0] == 411
 
 
@@ -260,6 +267,8 @@ def test_other_requests(viewer: Viewer) -> None:
         ("GET", "/../server.py", 404),
         ("GET", "/page/view.js", 404),
         ("POST", "/", 404),
+        ("GET", "http://[/", 404),
+        ("POST", "http://[/api/detect", 404),
         ("PUT", "/", 501),
         ("OPTIONS", "/api/detect", 501),
     ):

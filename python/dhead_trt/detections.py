@@ -337,7 +337,7 @@ class Detections:
         from .files import atomic_path
 
         with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may be no text
         return Path(path)
 
 

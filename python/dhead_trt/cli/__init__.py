@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -83,6 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Runs a parsed command (anything with `.run(args)`), and turns exceptions into one line and an exit status."""
     _show_warnings(quiet=bool(args.quiet))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name that is no text must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = int(args.run(args))
         sys.stdout.flush()

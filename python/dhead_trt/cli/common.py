@@ -261,7 +261,7 @@ def write_text(path: Path, text: str) -> Path:
     from ..files import atomic_path
 
     with atomic_path(need_output(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
 from collections import deque
@@ -96,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not paths and not videos:
         raise InputError("There is nothing to detect on", received="an empty list")
-    if args.output is not None:
-        _spare(args, paths)
+    _spare(args, [*paths, *map(Path, videos)], paths)
     started = time.monotonic()
     with Progress(enabled=not args.quiet) as progress, Lines(args.jsonl) as lines:
         progress("loading the engine")
@@ -134,6 +134,8 @@ def _paths(texts: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for text in texts:
         if text == "-":
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")  # names as the system has them, text or not
             paths += [Path(line) for line in (line.rstrip("\r\n") for line in sys.stdin) if line.strip()]
         else:
             paths += expand_paths(text) or [Path(text)]
@@ -240,22 +242,29 @@ def _on_features(
     return found, []
 
 
-def _spare(args: argparse.Namespace, paths: list[Path]) -> None:
+def _spare(args: argparse.Namespace, read: list[Path], pictures: list[Path]) -> None:
     """Makes sure that no result is written over an input, or over a file of the engine.
 
     Raises:
         InputError: one would be.
     """
     engine = [args.engine, *(args.engine.with_suffix(suffix) for suffix in (".json", ".xml", ".bin"))]
-    kept = {p.resolve() for p in (*paths, *engine)}
-    for stem in _stems(paths, paths):
-        for path in (args.output / f"{stem}.json", *(() if args.no_draw else (args.output / f"{stem}.png",))):
-            if path.resolve() in kept:
-                raise InputError(
-                    "The results would replace a file that is read",
-                    received=f"--output {args.output}",
-                    expected=f"a folder without {path.name}",
-                )
+    kept = {p.resolve() for p in (*read, *engine)}
+    written = [(f"--{name}", Path(to)) for name in ("json", "jsonl") if (to := getattr(args, name)) not in (None, "-")]
+    if args.output is not None:
+        suffixes = (".json",) if args.no_draw else (".json", ".png")
+        written += [
+            (f"--output {args.output}", args.output / f"{stem}{suffix}")
+            for stem in _stems(pictures, pictures)
+            for suffix in suffixes
+        ]
+    for option, path in written:
+        if path.resolve() in kept:
+            raise InputError(
+                "The results would replace a file that is read",
+                received=option if option.startswith("--output") else f"{option} {path}",
+                expected="another file" if option.startswith("--json") else f"a folder without {path.name}",
+            )
 
 
 def _classes(texts: list[str] | None) -> list[int | str] | None:

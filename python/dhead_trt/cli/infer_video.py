@@ -46,7 +46,7 @@ class Lines:
             path = Path(destination)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._stream, self._close = path.open("w", encoding="utf-8"), True
+                self._stream, self._close = path.open("w", encoding="utf-8", errors="backslashreplace"), True
             except OSError as e:
                 raise InputError("Cannot write there", received=f"{path}: {e.strerror or e}") from e
 

@@ -232,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Sends the page, or what the page asks of the model."""
         if not self._welcome():
             return
-        path = urlsplit(self.path).path
+        path = self._url()[0]
         if path in _PAGE:
             name, kind = _PAGE[path]
             self._send(HTTPStatus.OK, _read_page(name), kind)
@@ -247,8 +247,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Detects on the image in the body, or converts it to PNG."""
         if not self._welcome():
             return
-        url = urlsplit(self.path)
-        if url.path not in ("/api/detect", "/api/preview"):
+        path, query = self._url()
+        if path not in ("/api/detect", "/api/preview"):
             return self._refuse(HTTPStatus.NOT_FOUND, InputError("There is no such page", fix="POST to /api/detect"))
         if not self.server.uploads.acquire(timeout=_WAIT):
             busy = InputError("The server is busy", received="too many images at a time", fix="Try again in a moment")
@@ -256,9 +256,17 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = self._body()
             if body is not None:
-                self._answer(url.path, url.query, body)
+                self._answer(path, query, body)
         finally:
             self.server.uploads.release()
+
+    def _url(self) -> tuple[str, str]:
+        """Path and query of the request; of no URL they are empty."""
+        try:
+            url = urlsplit(self.path)
+        except ValueError:
+            return "", ""
+        return url.path, url.query
 
     def _answer(self, path: str, query: str, body: bytes) -> None:
         try:
@@ -295,7 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes | None:
         """The uploaded bytes; None where it has answered instead."""
         text = self.headers.get("Content-Length", "")
-        if self.headers.get("Transfer-Encoding") or not (text.isascii() and text.isdecimal()):
+        if self.headers.get("Transfer-Encoding") or not (text.isascii() and text.isdecimal() and len(text) < 16):
             problem = InputError("The upload has no length", expected="a Content-Length header")
             self._refuse(HTTPStatus.LENGTH_REQUIRED, problem)
             return None
