@@ -256,7 +256,7 @@ def _serialize(trt: Any, builder: Any, network: Any, config: Any, tell: Progress
     config.progress_monitor = monitor
     on_main = threading.current_thread() is threading.main_thread()
     previous = signal.getsignal(signal.SIGINT) if on_main else None
-    take_over = on_main and previous is not signal.SIG_IGN
+    take_over = on_main and previous not in (signal.SIG_IGN, None)  # None: not of Python, and could not be put back
     if take_over:  # an exception must not be raised inside the library's callback
         signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     try:
