@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,3 +112,23 @@ def test_read_from_the_graph() -> None:
 def test_malformed(field: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"A plan's {field} is malformed"):
         Baked(**{field: value})
+
+
+def test_a_build_keeps_what_the_graph_holds(tmp_path: Path) -> None:
+    """A graph that was cut with conf 0.1 must not become a plan of conf 0.25 unasked."""
+    import small_models
+    from dhead_trt.baked import baked_options
+    from dhead_trt.build import _held, build
+    from dhead_trt.surgery import convert, load_model
+
+    data = small_models.onnx_bytes("detector", "raw")
+    graph = convert(data, "detections", conf=0.1, max_det=50, multi_label=True, verify=False).model
+    options = _held(graph, "detections", {"iou": 0.5})
+    assert baked_options(convert(graph, "detections", verify=False, **options).model) == Baked(
+        conf=0.1, iou=0.5, max_det=50, multi_label=True
+    )
+    assert _held(load_model(data), "detections", {}) == {}
+    with pytest.raises(InputError, match="no such option: received cnof"):
+        _held(graph, "detections", {"cnof": 0.5})
+    with pytest.raises(InputError, match="Only plans of form 'detections' hold"):
+        build(data, "openvino", output=tmp_path / "m", detection={"conf": 0.5})

@@ -289,6 +289,8 @@ def test_wrong_uses_of_the_command(folder: Path, capsys: pytest.CaptureFixture[s
         ([model, "--images", "nowhere", "--against", model], "no such folder"),
         ([model, "--images", "nowhere", "--data", labels], "6 of 6 images are missing"),
         ([model, "--images", images, "--data", labels, "--limit", "0"], "--limit"),
+        ([model, "--images", images, "--data", labels, "--json", labels], "would replace a file that is read"),
+        ([model, "--images", images, "--against", model, "--json", model[:-3] + "json"], "would replace a file"),
     ):
         assert cli.main(["val", *words, "-q"]) == 2
         assert says in capsys.readouterr().err

@@ -30,9 +30,11 @@ import pytest
 from PIL import Image
 
 import small_models
+from dhead_trt.baked import Baked
 from dhead_trt.build import build
 from dhead_trt.detections import Detections
 from dhead_trt.detector import Detector
+from dhead_trt.engine import Engine
 from dhead_trt.errors import InputError
 from dhead_trt.view import Inspector, Viewer, server
 
@@ -378,6 +380,15 @@ def test_arguments(detector: Detector, viewer: Viewer) -> None:
     everywhere.close()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_the_page_begins_with_what_the_plan_holds(plan: Path) -> None:
+    with Engine(plan, threads=1) as engine:
+        engine._baked = Baked(conf=0.4, iou=0.6, max_det=20)  # as a plan of form "detections" has them
+        for options, want in (({}, 0.4), ({"conf": 0.5}, 0.5)):
+            with Detector(engine, **options) as detector, Viewer(detector, options=options).start() as viewer:
+                shown = json.loads(request(viewer, "GET", "/api/model")[2])["defaults"]
+            assert shown == {"conf": want, "iou": 0.6, "max_det": 20}
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

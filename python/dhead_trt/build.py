@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -19,7 +19,7 @@ from . import __version__
 from .artifact import Artifact, FileRecord, TensorInfo
 from .backends import Backend, BuildRequest, choose_backend, get_backend
 from .backends.base import silent
-from .baked import baked_options
+from .baked import Baked, baked_options
 from .errors import ArtifactError, BackendUnavailable, BuildError, InputError
 from .files import atomic_files
 from .progress import ProgressCallback
@@ -49,6 +49,7 @@ def build(
     spec: HeadSpec | None = None,
     io_dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
+    detection: Mapping[str, Any] | None = None,
     example: Any = None,
     calibration: Any = None,
     calib_method: str | None = None,
@@ -83,6 +84,9 @@ def build(
         spec: the head, where the graph does not say.
         io_dtype: "float32" or "float16": type of the engine's inputs and outputs, with precision="fp16" on TensorRT.
         options: the backend's own build options by name.
+        detection: what a plan of form "detections" shall hold: conf, iou, max_det, max_candidates, class_agnostic,
+            multi_label. What is left out is as the graph has it, if it is of that form (of an input `thresholds` the
+            values become fixed), else the default of `dhead_trt.detect`. Plans of other forms take them per call.
         example: example input of a torch model that is neither one of our heads nor takes an image.
         calibration: data for int8: a folder, glob or list of images, .npz files of inputs, an iterable of batches, the
             Ranges of an earlier calibration or their file, or "random" for a trial with a bare head.
@@ -149,11 +153,12 @@ def build(
 
     source = _source(model, spec, image_size, example, verify, tell)
     graph, head, report = source.model, source.spec, dict(source.report)
+    held = _held(graph, form, detection or {})
     if form != "native":
         from .surgery import Form, convert
 
         tell(f"surgery to form {form}", None)
-        conversion = convert(graph, cast("Form", form), spec=head, verify=verify)
+        conversion = convert(graph, cast("Form", form), spec=head, verify=verify, **held)
         graph, head = conversion.model, conversion.spec
         report["surgery"] = {"source_form": conversion.source_form, **_as_dict(conversion.report)}
     graph, inputs = set_shapes(graph, head, batch=batch, image_size=image_size)
@@ -268,6 +273,27 @@ def _read(model: Any, spec: HeadSpec | None, report: Mapping[str, Any]) -> _Sour
         text = {p.key: p.value for p in graph.metadata_props}.get("dhead_spec")
         spec = None if text is None else HeadSpec.from_json(text)
     return _Source(graph, spec, digest, report)
+
+
+def _held(graph: onnx.ModelProto, form: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that surgery shall put into the plan.
+
+    Raises:
+        InputError: the form holds none, or one is not known.
+    """
+    if form != "detections":
+        if asked:
+            raise InputError(
+                "Only plans of form 'detections' hold options of detection",
+                received=f"detection={dict(asked)!r} for form {form!r}",
+                fix="Leave it out, and give the options to each call",
+            )
+        return {}
+    known = [f.name for f in fields(Baked) if f.name != "dynamic_thresholds"]
+    if unknown := sorted(set(asked) - set(known)):
+        raise InputError("There is no such option", received=", ".join(unknown), expected=", ".join(known))
+    own = baked_options(graph)
+    return {**({name: getattr(own, name) for name in known} if own else {}), **asked}
 
 
 def _target(output: str | os.PathLike[str], backend: Backend) -> Path:

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -263,6 +264,23 @@ def write_text(path: Path, text: str) -> Path:
     with atomic_path(need_output(path)) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
     return path
+
+
+def spare(
+    written: Iterable[str | Path | None], models: Iterable[Path | None], read: Iterable[Path | None] = ()
+) -> None:
+    """Makes sure that no result ("-" and None are none) is written over a model, a file of its, or another input.
+
+    Raises:
+        InputError: one would be.
+    """
+    kept = {p.resolve() for p in read if p is not None}
+    for model in models:
+        if model is not None:
+            kept |= {p.resolve() for p in (model, *(model.with_suffix(s) for s in (".json", ".xml", ".bin")))}
+    for path in written:
+        if path not in (None, "-") and Path(str(path)).resolve() in kept:
+            raise InputError("The results would replace a file that is read", received=str(path))
 
 
 def emit_json(data: Any, destination: str | None) -> None:

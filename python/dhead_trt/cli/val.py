@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..progress import Progress
-from .common import emit_json, image_size
+from .common import emit_json, image_size, spare
 
 if TYPE_CHECKING:
     from ..detections import Detections
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     for option, value, needs in (("--min-map", args.min_map, "--data"), ("--min-f1", args.min_f1, "--against")):
         if value is not None and getattr(args, needs[2:]) is None:
             raise InputError(f"{option} needs {needs}")
+    spare((args.json, args.plot), (args.model, args.against), (args.data,))
     if args.limit is not None and args.limit < 1:
         raise InputError("--limit is out of range", received=args.limit, expected="1 or more")
     data = None if args.data is None else CocoData.load(args.data, args.images, limit=args.limit)

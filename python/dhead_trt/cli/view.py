@@ -33,9 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--port", type=int, default=8000, help="0: any free one (default: 8000)")
     add("--open", action="store_true", help="open the page in a browser")
-    add("--conf", type=float, default=0.25, help="score threshold at first (default: 0.25)")
-    add("--iou", type=float, default=0.7, help="IoU above which the lower score goes, at first (default: 0.7)")
-    add("--max-det", type=int, default=300, help="most detections of an image, at first (default: 300)")
+    add("--conf", type=float, help="score threshold at first (default: 0.25, or what the plan holds)")
+    add(
+        "--iou",
+        type=float,
+        help="IoU above which the lower score goes at first (default: 0.7, or what the plan holds)",
+    )
+    add("--max-det", type=int, help="most detections of an image, at first (default: 300, or what the plan holds)")
     add("--device", metavar="NAME", help="device of the backend (default: its first)")
     add("--threads", type=int, metavar="N", help="threads of a CPU engine")
     add("--max-upload", type=float, default=32, metavar="MIB", help="largest image file (default: 32)")
@@ -53,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
             received=f"--max-upload {args.max_upload:g}, --max-pixels {args.max_pixels:g}",
             expected="more than 0",
         )
-    options = {"conf": args.conf, "iou": args.iou, "max_det": args.max_det}
+    given = {"conf": args.conf, "iou": args.iou, "max_det": args.max_det}
+    options = {name: value for name, value in given.items() if value is not None}
     with Progress(enabled=not args.quiet) as progress:
         progress("loading the engine")
         detector = Detector(args.engine, device=args.device, threads=args.threads, **options)

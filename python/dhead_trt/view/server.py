@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from .. import __version__
+from ..baked import Baked
 from ..errors import DheadError, InputError
 from .inspector import MAX_PIXELS, Inspector
 
@@ -67,7 +68,7 @@ class Viewer:
         port: 0 takes a free one.
         max_upload: bytes of an image file, at most.
         max_pixels: pixels of an image, at most.
-        options: the page's first conf, iou and max_det.
+        options: the page's first conf, iou and max_det; what is left out is as the plan holds it, or the default.
 
     Raises:
         InputError: the port is taken or not allowed, the host is not of this machine, or a limit is out of range.
@@ -89,7 +90,8 @@ class Viewer:
         if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
             raise InputError("The port is out of range", received=port, expected="0 to 65535; 0 takes a free one")
         inspector = Inspector(detector, max_pixels=max_pixels)
-        defaults = {"conf": 0.25, "iou": 0.7, "max_det": 300} | (options or {})
+        held = detector.engine.detection or Baked()
+        defaults = {"conf": held.conf, "iou": held.iou, "max_det": held.max_det} | (options or {})
         description = inspector.describe() | {
             "defaults": defaults,
             "max_upload": max_upload,
