@@ -379,3 +379,15 @@ def test_sides_beyond_each_other_give_empty_boxes(tmp_path: Path) -> None:
     assert 0 < inside_out.sum() < len(found)
     assert (found.area[inside_out] == 0).all()
     assert found.area[~inside_out].max() > 0
+
+
+def test_progress_of_many(tmp_path: Path) -> None:
+    plan = built(tmp_path, "m", batch=(1, 2, 2))
+    told: list[tuple[str, float | None]] = []
+    with Detector(plan, threads=1) as detector:
+        found = detector(pictures()[:4], progress=lambda phase, part=None: told.append((phase, part)))
+        assert told == [("detecting", part) for part in (0.25, 0.5, 0.75, 1.0)]
+        assert found == detector(pictures()[:4])
+        told.clear()
+        list(detector.stream(iter(pictures()[:2]), progress=lambda phase, part=None: told.append((phase, part))))
+        assert told == [("detecting", None)] * 2

@@ -198,6 +198,27 @@ def test_a_callback_may_close() -> None:
     pipeline.close()
 
 
+def test_callbacks_may_submit() -> None:
+    """From a full queue too: waiting there would stop the thread that empties it."""
+    pipeline: Pipeline[int, int, int] = Pipeline(lambda n: n, lambda n: n, loaders=1, runners=1, depth=1)
+    done: list[int] = []
+    ended = threading.Event()
+
+    def again(future: Any) -> None:
+        done.append(future.result())
+        if done[-1] < 50:
+            for _ in range(2):
+                last = pipeline.submit(done[-1] + 25)
+            last.add_done_callback(again)
+        else:
+            ended.set()
+
+    pipeline.submit(0).add_done_callback(again)
+    assert ended.wait(60)
+    pipeline.close()
+    assert done == [0, 25, 50]
+
+
 def test_the_stages_overlap() -> None:
     """Twelve jobs of 2 × 30 ms take little more than 13 × 30 ms with one thread for each half, not 24 × 30."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -146,7 +146,13 @@ class Detector:
         return self._runs.size
 
     def __call__(
-        self, source: Any, *, on_error: Literal["raise", "return"] = "raise", bgr: bool | None = None, **options: Any
+        self,
+        source: Any,
+        *,
+        on_error: Literal["raise", "return"] = "raise",
+        bgr: bool | None = None,
+        progress: ProgressCallback | None = None,
+        **options: Any,
     ) -> Any:
         """Detects on one image, or on many.
 
@@ -156,6 +162,7 @@ class Detector:
             on_error: "raise": the first image that cannot be read raises, naming it. "return": the error stands in the
                 list in that image's place, and the others are processed.
             bgr: as in the constructor, for this call.
+            progress: of many images: called with ("detecting", part of them done).
             options: conf, iou, max_det, classes, agnostic, multi_label, max_candidates, for this call.
 
         Images on a GPU (torch, CuPy, PyCUDA, anything with `__cuda_array_interface__` or DLPack, and
@@ -172,9 +179,9 @@ class Detector:
         if isinstance(source, (str, os.PathLike)):
             found = expand_paths(source)
             if found is not None:
-                return list(self.stream(found, on_error=on_error, bgr=bgr, **options))
+                return list(self.stream(found, on_error=on_error, bgr=bgr, progress=progress, **options))
         elif isinstance(source, (list, tuple)) and not isinstance(source, Nv12):
-            return list(self.stream(source, on_error=on_error, bgr=bgr, **options))
+            return list(self.stream(source, on_error=on_error, bgr=bgr, progress=progress, **options))
         chosen = self._choose(options, on_error)
         runs = self._runs
         try:
@@ -190,14 +197,16 @@ class Detector:
         *,
         on_error: Literal["raise", "return"] = "raise",
         bgr: bool | None = None,
+        progress: ProgressCallback | None = None,
         **options: Any,
     ) -> Iterator[Detections | DheadError]:
         """Detects on images as they come, one engine batch at a time; results in order.
 
-        Args and raises: as calling the Detector.
+        Args and raises: as calling the Detector. Where `sources` has no length, `progress` is told None as the part.
         """
         chosen = self._choose(options, on_error)
-        return self._stream(iter(sources), on_error, self._bgr if bgr is None else bgr, chosen)
+        results = self._stream(iter(sources), on_error, self._bgr if bgr is None else bgr, chosen)
+        return results if progress is None else _told(results, sources, progress)
 
     def submit(self, source: Any, *, bgr: bool | None = None, **options: Any) -> Future[Detections]:
         """Takes one image, and returns at once; `.result()` of what it returns waits for the Detections.
@@ -339,6 +348,16 @@ def _prepare(runs: Batches, job: _Job) -> _Ready:
 def _complete(runs: Batches, ready: _Ready) -> Detections:
     """The second half."""
     return runs.run(ready.canvas, ready.options)[0]
+
+
+def _told(
+    results: Iterator[Detections | DheadError], sources: Iterable[Any], progress: ProgressCallback
+) -> Iterator[Detections | DheadError]:
+    """The same results, each one told of."""
+    total = len(sources) if isinstance(sources, Sized) else None
+    for done, result in enumerate(results, 1):
+        progress("detecting", None if total is None else min(1.0, done / total))
+        yield result
 
 
 def _is_count(value: object) -> bool:

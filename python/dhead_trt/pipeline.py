@@ -79,7 +79,8 @@ class Pipeline(Generic[Job, Ready, Result]):
             )
         future: Future[Result] = Future()
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._pending) < self._depth)
+            if not self._own_thread():  # a callback that submits must not wait for the thread that it stops
+                self._changed.wait_for(lambda: self._closed or len(self._pending) < self._depth)
             if self._closed:
                 raise InputError("This detector is closed", fix="Open another one")
             self._pending.add(future)
@@ -101,10 +102,13 @@ class Pipeline(Generic[Job, Ready, Result]):
         if first:
             for _ in self._loaders:
                 self._jobs.put(None)
-        if not wait or threading.current_thread() in (*self._loaders, *self._runners):
+        if not wait or self._own_thread():
             return  # a callback of a future closes: its own thread cannot wait for itself
         for thread in (*self._loaders, *self._runners):
             thread.join()
+
+    def _own_thread(self) -> bool:
+        return threading.current_thread() in (*self._loaders, *self._runners)
 
     def _done(self, future: Future[Result]) -> None:
         with self._changed:

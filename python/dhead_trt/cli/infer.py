@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only this class (number or name); may be repeated",
     )
     add("--agnostic", action="store_true", default=None, help="suppress across classes")
+    add("--multi-label", action="store_true", default=None, help="every class above --conf, not only a box's best")
     add("--stride", type=int, default=1, metavar="N", help="of videos: every how many frames one is looked at")
     add("--frames", type=int, metavar="N", help="of videos: stop after so many frames that were looked at")
     add("--device", metavar="NAME", help="device of the backend (default: its first)")
@@ -151,7 +152,7 @@ def _on_images(
 
     found: list[Detections] = []
     failed: list[DheadError] = []
-    options = {"conf": args.conf, "iou": args.iou, "max_det": args.max_det, "agnostic": args.agnostic}
+    options = {name: getattr(args, name) for name in ("conf", "iou", "max_det", "agnostic", "multi_label")}
     with Detector(
         args.engine, device=args.device, threads=args.threads, classes=_classes(args.classes), **options
     ) as detector:
@@ -221,6 +222,7 @@ def _on_features(
                 max_det=args.max_det,
                 classes=classes,
                 class_agnostic=args.agnostic,
+                multi_label=args.multi_label,
             )
             first = inputs[engine.inputs[0].name]
             scale = spec.strides[0] if takes_features(engine.inputs, spec) else 1
