@@ -110,8 +110,8 @@ class TensorRTRTXBackend:
         wide = [c for c in wanted if c in NO_INT8]
         if request.precision == "int8" and wide:
             notes += (
-                f"TensorRT for RTX does not compute convolutions in int8 on {', '.join(wide)} (Turing): the plan is "
-                "correct there, but not faster than fp16, and larger.",
+                f"int8 convolutions are not native on {', '.join(wide)} (Turing): TensorRT for RTX stores their "
+                "weights wide there, so that int8 is no smaller than fp16, and should not be expected to be faster.",
             )
         unbounded = [t for t in request.inputs if t.profile is not None and any(-1 in s for s in t.profile)]
         if unbounded:
