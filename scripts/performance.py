@@ -85,7 +85,7 @@ def stages() -> list[Stage]:
         Stage("decode_peers", (*peers, "--rounds", "8", *out), (*peers, "--rounds", "2", *out), 35),
         Stage("letterbox", (*boxed, "--rounds", "10"), (*boxed, "--rounds", "3"), 25),
         Stage("engine", (*engine, "--rounds", "3", *out), (*engine, "--rounds", "1", "--head", "light", *out), 70),
-        Stage("detector", (*detector, "--rounds", "24", *out), (*detector, "--rounds", "4", *out), 40),
+        Stage("detector", (*detector, "--rounds", "8", *out), (*detector, "--rounds", "4", *out), 40),
         Stage("ultralytics", (*peer, "--rounds", "6", *out), (*peer, "--rounds", "2", *out), 50),
         Stage(
             "bench",
