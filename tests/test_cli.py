@@ -93,16 +93,14 @@ def test_examples_parse() -> None:
     import importlib
 
     parser = cli.build_parser()
-    seen = 0
     for name in cli.COMMANDS:
-        module = importlib.import_module(f"dhead_trt.cli.{name}")
+        module = importlib.import_module(f"dhead_trt.cli.{name.replace('-', '_')}")
+        shown = []
         for line in module.EXAMPLES.splitlines():
             if line.startswith("  dhead-trt "):
                 words = re.split(r"\s{2,}", line.strip())[0].split()
-                args = parser.parse_args(words[1:])
-                assert args.command == name
-                seen += 1
-    assert seen >= 15
+                shown.append(parser.parse_args(words[1:]).command)
+        assert shown.count(name) >= (1 if name == "doctor" else 2), (name, shown)
 
 
 @pytest.mark.parametrize(
