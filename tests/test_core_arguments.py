@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cases import Case
+from cases import BY_NAME, Case
 from dhead_trt import DetectResult, HeadSpec, InputError, decode, detect, nms
 from dhead_trt._core import decode as core_decode
 from dhead_trt._core import detect as core_detect
@@ -255,3 +255,9 @@ def test_the_core_itself_refuses_what_it_would_overrun() -> None:
         core_detect(*head, 0.25, 0.7, 100, 10, np.ones(4, np.uint8), False, False, out)
     with pytest.raises(InputError, match="max_candidates"):
         core_detect(*head, 0.25, 0.7, 0, 10, None, False, False, out)
+
+
+def test_absurd_max_det_is_refused_before_memory_is_taken() -> None:
+    case = BY_NAME["two_levels"]
+    with pytest.raises(InputError, match="max_det is out of range: received 1000000000, expected 1 to 1048576"):
+        detect(case.maps(), case.spec, max_det=10**9)

@@ -391,3 +391,17 @@ def test_progress_of_many(tmp_path: Path) -> None:
         told.clear()
         list(detector.stream(iter(pictures()[:2]), progress=lambda phase, part=None: told.append((phase, part))))
         assert told == [("detecting", None)] * 2
+
+
+def test_classes_of_any_kind_and_absurd_numbers(tmp_path: Path) -> None:
+    with Detector(built(tmp_path, "m"), threads=1) as detector:
+        images = pictures()[:2]
+        want = detector(images, classes=[1])
+        assert all(len(found) for found in want)
+        for classes in (1, (1,), {1}, np.array([1]), iter([1])):
+            assert detector(images, classes=classes) == want
+        with pytest.raises(InputError, match="no such class"):
+            detector(images[0], classes=1.0)
+        for name in ("max_det", "max_candidates"):
+            with pytest.raises(InputError, match=f"{name} is out of range: received 1000000000, expected 1 to 1048576"):
+                detector(images[0], **{name: 10**9})

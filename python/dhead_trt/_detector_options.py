@@ -15,6 +15,7 @@ from .errors import InputError
 
 __all__ = ["Classes", "Options"]
 
+_MOST = 1 << 20  # rows of results are memory, used or not
 Classes = Iterable[int | str] | int | str
 
 
@@ -29,6 +30,10 @@ class Options:
     agnostic: bool | None = None
     multi_label: bool | None = None
     max_candidates: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.classes, Iterable) and not isinstance(self.classes, str):
+            object.__setattr__(self, "classes", tuple(self.classes))  # an iterator could be read only once
 
     def changed(self, changes: Mapping[str, Any], engine: Engine) -> Options:
         """With the options of one call.
@@ -59,9 +64,9 @@ class Options:
                 raise InputError(f"{name} is out of range", received=repr(value), expected="0 to 1")
         for name in ("max_det", "max_candidates"):
             value = getattr(self, name)
-            good = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+            good = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 1 <= value <= _MOST
             if value is not None and not good:
-                raise InputError(f"{name} is out of range", received=repr(value), expected="1 or more")
+                raise InputError(f"{name} is out of range", received=repr(value), expected=f"1 to {_MOST}")
         wanted = self.wanted(engine.spec.names)
         if engine.detection is not None:
             refuse_unlike(engine.detection, wanted)

@@ -353,7 +353,7 @@ def class_ids(classes: Iterable[int | str] | int | str, names: Sequence[str]) ->
     Raises:
         InputError: a name is not in `names`, or an id is out of range.
     """
-    given = [classes] if isinstance(classes, (int, str)) else list(classes)
+    given = list(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else [classes]
     ids = []
     for item in given:
         if isinstance(item, str):

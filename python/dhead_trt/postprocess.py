@@ -22,6 +22,8 @@ from ._explain import check_decoded, check_detections, check_limits, check_out, 
 from .errors import InputError
 from .spec import HeadSpec
 
+_MOST_ROWS = 1 << 20  # they are memory, used or not
+
 __all__ = ["Array", "DetectResult", "decode", "detect", "empty_detections", "nms", "simd_levels"]
 
 Array = npt.NDArray[np.generic]
@@ -233,6 +235,8 @@ def _select(
     simd: str | None,
 ) -> DetectResult:
     """Calls a function of `_core` that ends in detections."""
+    if out is None and isinstance(options.max_det, int) and options.max_det > _MOST_ROWS:
+        raise InputError("max_det is out of range", received=options.max_det, expected=f"1 to {_MOST_ROWS}")
     result = empty_detections(batch, options.max_det) if out is None else out
     function(
         *arguments,
