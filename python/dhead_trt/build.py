@@ -216,7 +216,9 @@ def build(
         )
         if verify:
             tell("verifying the plan", None)
-            report["verification"] = _verify(artifact, chosen, plain, available.can_run)
+            report["verification"] = _verify(
+                artifact, chosen, plain, available.can_run, None if quantized is None else quantized.sample
+            )
         artifact.save()
         if quantized is not None and quantized.mixed is not None:
             names[1:1] = write_mixed(quantized.mixed, staging, target.stem)
@@ -336,14 +338,24 @@ def _target(output: str | os.PathLike[str], backend: Backend) -> Path:
     return path
 
 
-def _verify(artifact: Artifact, backend: Backend, graph: onnx.ModelProto, can_run: bool) -> dict[str, Any]:
-    """Runs the plan and the graph on the same seeded random input; figures per output."""
+def _verify(
+    artifact: Artifact,
+    backend: Backend,
+    graph: onnx.ModelProto,
+    can_run: bool,
+    sample: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Runs the plan and the graph on the same input, `sample` or seeded random numbers; figures per output."""
     if not can_run:
         return {"skipped": f"{backend.name} cannot run here"}
     runner = backend.load(artifact)
     try:
         high = artifact.inputs[0].profile[2][0] if artifact.inputs[0].profile else artifact.inputs[0].shape[0]
         inputs = random_inputs(artifact.inputs, batch=min(high, 2), spec=artifact.spec)
+        if sample is not None and all(
+            n in sample and len(sample[n]) >= len(x) and sample[n].shape[1:] == x.shape[1:] for n, x in inputs.items()
+        ):
+            inputs = {n: np.ascontiguousarray(sample[n][: len(x)], dtype=x.dtype) for n, x in inputs.items()}
         got = runner.run(inputs)
         computed = runner.precision
     finally:

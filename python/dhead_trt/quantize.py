@@ -67,12 +67,15 @@ class Int8Result:
         report: for the sidecar: method, hashes, layers kept, share of int8 work, agreement, the choice to replay.
         notes: sentences for people.
         mixed: of the search, where there was one.
+        sample: a batch of the held-out inputs by name, to check a plan with; None where none were held out. On noise
+            the activations of a trained model leave the calibrated ranges, and roundings say nothing of the plan.
     """
 
     model: ModelProto
     report: dict[str, Any]
     notes: tuple[str, ...]
     mixed: Mixed | None = field(default=None, compare=False)
+    sample: dict[str, Any] | None = field(default=None, compare=False)
 
 
 def quantize(
@@ -152,6 +155,7 @@ def quantize(
         },
         (summary, *made.notes, *notes),
         mixed,
+        next(iter(held_out), None) if held_out is not None and held_out.again else None,
     )
 
 
