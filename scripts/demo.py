@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What `make demo` runs: the reference head from PyTorch to engines, then a real model on a document page.
+"""What `make demo` runs: the reference head from PyTorch to engines, our own trained detector on generated scenes in
+fp32, fp16 and INT8, then a real model on a document page.
 
     python scripts/demo.py
 
@@ -47,6 +48,11 @@ def main() -> None:
         "--output",
         out / "reference-head-fp16",
     )
+    scenes = out / "scenes"
+    accuracy = [script / "scenes_accuracy.py", "--images", 200, "--calibration", 100, "--output", scenes, "--quiet"]
+    step("Our own detector (weights/), on 200 scenes that it has never seen: mAP by precision", python, *accuracy)
+    pictures = [scenes / "scenes" / "images" / f"{i:06d}.png" for i in range(3)]
+    step("Detect on three of them, in INT8", *dhead, "infer", scenes / "scenes-int8.xml", *pictures, "-o", scenes)
     print("\n== A real trained model: YOLOv8n, 11 classes of document layout", flush=True)
     fetched = subprocess.run(
         [python, script / "fetch_sample_model.py"], cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True
