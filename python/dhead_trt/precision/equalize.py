@@ -235,7 +235,7 @@ def equalize(
     *,
     alpha: float = ALPHA,
     max_factor: float = MAX_FACTOR,
-    shift: bool = True,
+    shift: bool = False,
 ) -> Equalization:
     """A float32 graph whose activations' channels have like ranges; what it computes does not change.
 
@@ -247,7 +247,7 @@ def equalize(
         alpha: 1: the channels' ranges become equal; 0: nothing changes. Between: the weights, which take the inverse
             factors, stay more even.
         max_factor: the most a channel is multiplied by.
-        shift: also centre the channels that only convolutions without padding read.
+        shift: also centre the channels that only convolutions without padding read (no gain where it was measured).
 
     Raises:
         InputError: alpha or max_factor is out of range.
