@@ -331,7 +331,7 @@ def test_render():
     assert "0.473 ± 0.064" in row
     assert "2.34" in row
     assert any(line.startswith("dense") and "0.350 ± 0.071" in line for line in text.splitlines())
-    assert "Helped: decoupling over coupled (+5.0).\nHarmed: IoU loss over decoupled (-5.3).\nNot told" in text
+    assert "- Helped: decoupling over coupled (+5.0).\n- Harmed: IoU loss over decoupled (-5.3).\n- Not told" in text
 
 
 def test_plots(tmp_path):
