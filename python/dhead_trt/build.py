@@ -94,8 +94,8 @@ def build(
         calib_percentile: for that method.
         calib_cache: file for the ranges; one of another model, other data or another method is refused.
         calib_images: calibrate on so many images at most.
-        held_out: images that the int8 graph is compared with float32 on; None: every fourth of the calibration images,
-            which then do not calibrate.
+        held_out: images that the int8 graph is compared with float32 on; None: every fourth of the calibration images
+            (64 at most), which then do not calibrate.
         min_agreement: the least agreement there (the lower of AP50-95, with the float32 detections as truth, and F1 at
             IoU 0.5); below it nothing is built. None: not measured.
         auto_mixed: leave the fewest layers in high precision that reach it; a path replays an earlier choice
@@ -138,8 +138,14 @@ def build(
             calibration, calib_method, calib_percentile, calib_cache, calib_images, held_out, min_agreement, auto_mixed,
             tuple(keep),
         )  # fmt: skip
-    elif calibration is not None or auto_mixed or keep:
-        raise InputError("Calibration, auto_mixed and keep belong to precision='int8'", received=precision)
+    elif (
+        auto_mixed
+        or keep
+        or any(
+            v is not None for v in (calibration, calib_method, calib_percentile, calib_cache, calib_images, held_out)
+        )
+    ):
+        raise InputError("Calibration, held_out, auto_mixed and keep belong to precision='int8'", received=precision)
     if io_dtype == "float16" and not in_graph:
         raise InputError(
             "io_dtype='float16' needs precision='fp16' or 'int8' on TensorRT", received=f"{precision} on {chosen.name}"

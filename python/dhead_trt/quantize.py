@@ -26,6 +26,7 @@ __all__ = ["DEFAULT_METHOD", "RANDOM", "Int8Options", "Int8Result", "quantize", 
 RANDOM = "random"  # as calibration data of a bare head: standard normal features
 DEFAULT_METHOD = "percentile"  # the best on the pages of docs/int8.md
 _HELD_OUT = 4  # every fourth calibration image proves, the others calibrate, where no held-out images are given
+_MOST_HELD_OUT = 64  # of those: they stay in memory
 _RANDOM_BATCHES = 4
 
 
@@ -39,8 +40,8 @@ class Int8Options:
         percentile: for that method.
         cache: JSON file for the ranges; a stale one is refused.
         limit: calibrate on so many images at most.
-        held_out: images to measure the agreement on. None: every fourth calibration image, which then does not
-            calibrate.
+        held_out: images to measure the agreement on. None: every fourth calibration image (64 at most), which then does
+            not calibrate.
         min_agreement: the least agreement with float32 (the lower of AP50-95 and F1 at IoU 0.5), 0 to 1; None: not
             measured.
         auto_mixed: search for the fewest layers to leave in high precision; a path: replay that JSON file's choice.
@@ -110,6 +111,12 @@ def quantize(
     from .precision import to_int8
 
     _check(options)
+    if options.auto_mixed is True and spec is None:
+        raise InputError(
+            "auto_mixed needs detections to measure, and this model's head is not known",
+            expected="a supported detector",
+            fix="Name the layers to leave in high precision (keep=, --keep)",
+        )
     data, held_out, notes = _data(options, inputs, spec)
     if isinstance(options.calibration, Ranges) or data is None:
         ranges = _known(options, model)
@@ -181,16 +188,25 @@ def _data(
 ) -> tuple[CalibrationBatches | None, CalibrationBatches | None, list[str]]:
     """(data to calibrate with, None for ready ranges; data to measure on, None where there is none; notes)."""
     source, held, notes = options.calibration, options.held_out, list[str]()
+    measuring = options.min_agreement is not None
+    if measuring and spec is None:
+        measuring = False
+        notes.append("The agreement with float32 was not measured: the head of this model is not known.")
     proving = None if held is None else calibration_batches(held, inputs, spec)
     if isinstance(source, Ranges) or _is_ranges_file(source):
-        if proving is None and options.min_agreement is not None:
+        if proving is None and measuring:
             notes.append("The agreement with float32 was not measured: give held-out images (--held-out).")
         return None, proving, notes
     if isinstance(source, str) and source == RANDOM:
-        return _random(inputs, spec), proving, [_RANDOM_NOTE]
+        notes.append(_RANDOM_NOTE)
+        if proving is None and measuring:
+            notes.append("The agreement with float32 was not measured.")
+        return _random(inputs, spec), proving, notes
     data = calibration_batches(source, inputs, spec, limit=options.limit)
-    if proving is None and options.min_agreement is not None:
-        split = data.split(_HELD_OUT)
+    if options.limit is not None and data.count is not None and data.count < options.limit:
+        notes.append(f"{options.limit} calibration images were asked for; there are {data.count}.")
+    if proving is None and measuring:
+        split = data.split(max(_HELD_OUT, -(-(data.count or 0) // _MOST_HELD_OUT)))
         if split is None:
             notes.append(
                 "The agreement with float32 was not measured: no images were held out, and the calibration data are "
@@ -203,7 +219,7 @@ def _data(
 
 _RANDOM_NOTE = (
     "Calibrated on random features: the scales suit no real data. This engine is for trials of build and speed; "
-    "calibrate on features of real images (.npz) before use. The agreement with float32 was not measured."
+    "calibrate on features of real images (.npz) before use."
 )
 
 
@@ -227,6 +243,13 @@ def _joined(parts: list[dict[str, Any]], name: str) -> Any:
 def _known(options: Int8Options, model: ModelProto) -> Ranges:
     """Ranges that were given, if they are of this model."""
     source = options.calibration
+    for name in ("method", "percentile", "cache", "limit"):
+        if getattr(options, name) is not None:
+            raise InputError(
+                f"The calibration is done already, and {name} belongs to a new one",
+                received=f"{name}={getattr(options, name)!r}",
+                fix="Leave it out, or give images to calibrate on",
+            )
     ranges = source if isinstance(source, Ranges) else Ranges.load(source)
     if ranges.model_sha256 and ranges.model_sha256 != model_sha256(model):
         raise InputError(
@@ -293,7 +316,9 @@ def _prove(
     made = make(keep[len(options.keep) :])
     report = gate.measure(made.model, progress=progress)
     if not report.passed(options.min_agreement):
-        ranked = rank_layers(gate.reference, made.model, gate.batches, spec, threads=threads, progress=progress)
+        ranked = None if mixed is None else mixed.sensitivity
+        if ranked is None and made.quantized:
+            ranked = rank_layers(gate.reference, made.model, gate.batches, spec, threads=threads, progress=progress)
         require(report, options.min_agreement, ranked)
     note = (
         f"Against float32 on {report.images} held-out images: AP50-95 {report.ap50_95:.4f}, F1@0.5 {report.f1_50:.4f} "

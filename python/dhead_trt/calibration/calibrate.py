@@ -176,6 +176,8 @@ def _collect(
                     ) from e
         images += len(next(iter(batch.values())))
         tell(phase, min(images / data.count, 1.0) if data.count else None)
+    if data.count is not None:
+        images = min(images, data.count)  # without those that fill up the last batch
     return histograms, images, digest.hexdigest()
 
 
