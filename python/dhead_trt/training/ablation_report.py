@@ -338,7 +338,7 @@ def plot_study(report: Report, path: str | os.PathLike[str]) -> Path:
         )
         b.axvline(0, color="0.3", linewidth=0.8)
         b.set_yticks(rows, [f"{g.part}\n(over {g.over})" for g in gains], fontsize=7)
-        b.set(title="Gain in mAP50-95, points, 95 % interval; grey: may be zero")
+        b.set(title="Gain in mAP50-95, points (grey: may be zero)")
         for n in [n for n in names if n in CONFIGURATIONS]:
             curves = np.array([r["curve"] for r in report.of(n).values()])  # [seeds, points, 2]
             mean, spread = curves[:, :, 1].mean(0), curves[:, :, 1].std(0)

@@ -29,11 +29,10 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
     plain = flatten(state, tensors)
     metadata = {"format": FORMAT, "state": json.dumps(plain)}
     stored = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:
-            file.write(_safetensors().save(stored, metadata=metadata))
-            file.flush()
-            os.fsync(file.fileno())
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(_safetensors().save(stored, metadata=metadata))
+        file.flush()
+        os.fsync(file.fileno())
     return Path(path)
 
 
