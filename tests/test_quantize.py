@@ -60,6 +60,7 @@ def test_search_and_replay(model: bytes, ranges: Ranges, tmp_path: Path) -> None
     report = found.report["int8"]
     assert report["gate"]["agreement"] >= 0.8
     assert report["keep"]
+    assert any("chosen on these images" in note for note in found.notes)
     assert set(report["keep"]) <= set(report["kept"])
     assert 0 <= report["int8_macs"] < 1
     saved = tmp_path / "a-mixed.json"

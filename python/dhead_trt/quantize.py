@@ -324,6 +324,8 @@ def _prove(
         f"Against float32 on {report.images} held-out images: AP50-95 {report.ap50_95:.4f}, F1@0.5 {report.f1_50:.4f} "
         f"(at least {options.min_agreement:g} asked for), scores {report.score_shift:+.4f} on average."
     )
+    if mixed is not None and mixed.keep:
+        note += f" The {len(mixed.keep)} layers kept were chosen on these images: other images may agree less."
     return keep, mixed, report.to_dict(), [note]
 
 
