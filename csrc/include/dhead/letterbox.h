@@ -127,10 +127,10 @@ struct LetterboxImage {
     int64_t channel_offset[3] = {0, 1, 2};  // of output channel 0, 1, 2
 };
 
-// Writes [3, height, width], contiguous, of float32 or float16. On up to `threads` threads; `simd`: one of simd_levels()
-// (decode_cpu.h), null for the best: all give the same bits. Reads the source's samples and nothing beyond them.
-// The geometry must come from letterbox_geometry. Working memory belongs to the threads and is kept for their next call.
-// Throws InvalidArgument (an unknown level), std::bad_alloc.
+// Writes [3, height, width], contiguous, of float32 or float16. On up to `threads` threads; `simd`: one of
+// simd_levels() (decode_cpu.h), null for the best: all give the same bits. Reads the source's samples and nothing
+// beyond them. The geometry must come from letterbox_geometry. Working memory belongs to the threads and is kept for
+// their next call. Throws InvalidArgument (an unknown level), std::bad_alloc.
 void letterbox_cpu(const LetterboxImage& image, const LetterboxGeometry& geometry, uint8_t pad_value, DType dtype,
                    void* output, int threads, const char* simd = nullptr);
 
