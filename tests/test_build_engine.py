@@ -88,7 +88,8 @@ def test_an_onnx_file(doclaynet: Path, tmp_path: Path) -> None:
     ("args", "part"),
     [
         (["--model", "absent.onnx"], "There is no such model"),
-        (["--int8"], "unrecognized arguments: --int8"),
+        (["--int4"], "unrecognized arguments: --int4"),
+        (["--calib", "images"], "--calib belongs to --int8"),
         (["--fp16", "--fp32"], "not allowed with"),
         (["--backend", "tensorrt"], "tensorrt cannot build here"),
         (["--batch", "x"], "'x' is no batch"),
