@@ -160,6 +160,12 @@ def test_a_small_or_short_trend_is_none() -> None:
     assert steadiness(np.ones(50)).p == 1
 
 
+@pytest.mark.parametrize("rounds", [6, 8, 9, 10, 11, 12, 15])
+def test_a_slope_over_few_rounds_is_seen(rounds: int) -> None:
+    """What is left of few rounds is too short for the test, and is not taken for steady."""
+    assert not steadiness(np.linspace(1, 1.5, rounds)).settled
+
+
 def test_the_trend_test_is_mann_and_kendalls() -> None:
     """Five rising numbers: S = 10, variance 5·4·15/18, z = 9/√16.67."""
     found = steadiness([1.0, 1.1, 1.2, 1.3, 1.4])

@@ -15,6 +15,7 @@ __all__ = ["Latency", "Ratio", "Steadiness", "paired_ratio", "steadiness"]
 _QUANTILES = (50, 90, 95, 99)
 _FEWEST_ROUNDS = 6  # below, an interval of paired rounds means nothing
 _TREND_P = 0.01
+_FEWEST_TREND = 6  # rounds; with fewer, even times that only ever rise have p > 0.01
 _TREND_SIZE = 0.03  # of the median, over the whole run: less than that is no drift that matters
 
 
@@ -169,12 +170,14 @@ def steadiness(times: ArrayLike) -> Steadiness:
     """Looks for a trend in one time per round: a clock that falls with heat, caches that still fill, memory that grows.
 
     A run drifts where Mann and Kendall's test sees a trend (p < 0.01) of more than 3 %. Where it does, the first
-    quarter, then the first half, are left out and the rest is tested again.
+    quarter, then the first half, are left out and the rest is tested again, where 6 rounds or more are left.
     """
     values = np.asarray(times, dtype=np.float64).reshape(-1)
     n = len(values)
     whole: tuple[float, float] | None = None
     for start in dict.fromkeys((0, n // 4, n // 2)):
+        if start and n - start < _FEWEST_TREND:
+            break
         drift, p = _trend(values[start:])
         whole = whole or (drift, p)
         if p >= _TREND_P or abs(drift) <= _TREND_SIZE:
