@@ -14,6 +14,8 @@ __all__ = ["SECTIONS", "prose"]
 
 _COLORS = ("#1f6f8b", "#c1552b", "#4d8b31", "#7a4b9a", "#a08023")
 _STAGES = {"pre": "#8fb8ca", "engine": "#3c6e8f", "post": "#c1552b"}
+_SCALING = {"decode": "read all maps", "detect": "read class maps"}  # what has a target → its floor
+_LEAST_GAIN = 1.7  # from one thread to two, batch 16
 Record = dict[str, Any]
 Section = tuple[str, list[str]]  # the text, the names of its plots
 
@@ -122,17 +124,25 @@ def _peers(result: Record, results: Path, images: Path) -> Section:
 
 
 def _scaling(result: Record, results: Path, images: Path) -> Section:
-    rows = []
+    rows, verdicts = [], []
     for batch, kinds in result["threads"].items():
         for kind, r in kinds.items():
             least = f"{r['by_minima']:.2f}"
             rows.append([f"{kind}, batch {batch}", _ms(r["one"]["median_ms"]), _ms(r["more"]["median_ms"]),
                          f"{r['ratio']:.2f}", _span(r), least])  # fmt: skip
+            if kind in _SCALING and batch == "16":
+                floor = kinds[_SCALING[kind]]
+                verdict = "met" if r["ratio"] >= _LEAST_GAIN else "**not met**"
+                verdicts.append(
+                    f"- {kind}, batch {batch}, from one thread to two: {r['ratio']:.2f}× ({_span(r)}), target "
+                    f"{_LEAST_GAIN:g}×: {verdict}; “{_SCALING[kind]}” gains {floor['ratio']:.2f}×"
+                )
     parts = [
         "## How the decode scales",
         prose("""640 px, 80 classes, 17 bins, ms. The floors read the maps and do nothing else: where they gain nothing
             from a second thread, memory is busy."""),
         _table(["", "1 thread", "2 threads", "gain", "95 % interval", "by the fastest"], rows),
+        *(["\n".join(verdicts)] if verdicts else []),
     ]
     for what in ("anchors", "survivors"):
         found = result[what]

@@ -126,6 +126,24 @@ def test_the_page_has_the_figures_and_where_they_come_from(script: Any, tmp_path
     assert "--quick" not in text
 
 
+def test_scaling_says_whether_the_target_is_met(script: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    def gain(value: float) -> dict[str, Any]:
+        ends = {"one": {"median_ms": 2.0}, "more": {"median_ms": 1.2}}
+        return {**ends, "ratio": value, "low": value - 0.1, "high": value + 0.1, "by_minima": value}
+
+    kinds = {"decode": gain(1.8), "detect": gain(1.5), "read all maps": gain(1.6), "read class maps": gain(1.3)}
+    sweep = {"counts": [84], "median_ms": {"decode": [1.0]}, "exponent": {"decode": 1.0}, "exponent_from": 84}
+    data = {"threads": {"1": kinds, "16": kinds}, "anchors": sweep, "survivors": sweep}
+    Image.new("RGB", (9, 9)).save(tmp_path / "decode_scaling.png")
+    (tmp_path / "images").mkdir()
+    text, _ = script.performance_page.SECTIONS["decode_scaling"](data, tmp_path, tmp_path / "images")
+    assert "1.80× (1.70 – 1.90), target 1.7×: met; “read all maps” gains 1.60×" in text
+    assert "1.50× (1.40 – 1.60), target 1.7×: **not met**; “read class maps” gains 1.30×" in text
+    assert text.count("target 1.7") == 2  # of batch 16 alone
+
+
 def test_gpu_figures_are_shown_where_there_are_some(script: Any, tmp_path: Path) -> None:
     row = {"batch": 1, "dtype": "float16"}
     for name, us in (("detect", 8.25), ("decode", 11.5)):
