@@ -39,6 +39,8 @@ The plan's form is `{artifact.form}`: it holds operators of dhead_trt, so Triton
     # or:  --backend-config=tensorrt,plugins=/path/to/libdhead_trt_plugins.so
 """
     )
+    fixed = layout == "ensemble" and artifact.form == "detections"  # the plan holds its thresholds
+    parameters = "" if fixed else ', parameters={"conf": "0.4"}'
     version = f"TensorRT {artifact.backend_version}; Triton must hold the same" if trt else artifact.backend_version
     return f"""# {name}
 
@@ -59,7 +61,7 @@ Written by `dhead-trt triton-repo` from `{artifact.plan.name}` ({artifact.backen
 
     import numpy as np, tritonclient.http as http
     client = http.InferenceServerClient("localhost:8000")
-{_CLIENT[image]}    answer = client.infer("{name}", [image], parameters={{"conf": "0.4"}})
+{_CLIENT[image]}    answer = client.infer("{name}", [image]{parameters})
     found = int(answer.as_numpy("num_dets")[0, 0])
     boxes = answer.as_numpy("det_boxes")[0, :found]                               # xyxy, pixels of the image
 

@@ -139,7 +139,8 @@ def write_repository(
         max_queue: requests that may wait; further ones are refused at once. 0: no bound. None: 64, or no bound where
             there is one instance.
         timeout_us: a request that has waited so long is refused; 0: never.
-        conf, iou, max_det: the defaults of requests, and the number of rows.
+        conf, iou, max_det: the defaults of requests, and the number of rows; an ensemble around a plan of form
+            "detections" has the plan's own.
 
     Raises:
         InputError: an engine that does not take images, or that Triton cannot run; a name that is taken; an option out
@@ -183,6 +184,8 @@ def write_repository(
     name = name or artifact.plan.stem
     if not _NAME.fullmatch(name):
         raise InputError("The name does not do for a model", received=repr(name), expected="letters, digits, _ . -")
+    if layout == "ensemble" and artifact.form == "detections":
+        max_det = next((t.shape[1] for t in artifact.outputs if t.name == "det_boxes" and t.shape[1] > 0), max_det)
     gpu = artifact.backend == "tensorrt"
     job = _Job(
         artifact, spec, name, image, tensor, size, most,
@@ -307,6 +310,11 @@ def _notes(job: _Job, layout: str) -> tuple[str, ...]:
         notes.append(
             "The plan holds dhead_trt's plugin: start Triton with LD_PRELOAD=…/libdhead_trt_plugins.so, or "
             "--backend-config=tensorrt,plugins=…/libdhead_trt_plugins.so"
+        )
+    if layout == "ensemble" and job.artifact.form == "detections":
+        notes.append(
+            f"The plan holds conf, iou and its {job.max_det} rows: requests that give conf or iou are refused; a plan "
+            "of form raw takes them"
         )
     if job.cpu.count == 1 and (job.batching.max_queue or job.batching.timeout_us):
         notes.append("With one instance and a bound on its queue, Triton lets requests wait half a second at times")

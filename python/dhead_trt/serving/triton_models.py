@@ -217,7 +217,8 @@ class DetectModel(_Model):
     def _answer(self, request: Any) -> dict[str, Any] | Exception:
         try:
             options = self.thresholds(request)
-            if self._form == "detections" and request.parameters() not in ("", "{}", None):
+            asked = json.loads(request.parameters() or "{}")
+            if self._form == "detections" and ("conf" in asked or "iou" in asked):
                 fix = "Leave them out, or build the plan in form raw"
                 raise InputError("The plan holds its thresholds", received=request.parameters(), fix=fix)
             maps = {name: np.ascontiguousarray(self.array(request, name)) for name in self._maps}
