@@ -288,6 +288,8 @@ def test_spread():
     one = Spread.of([0.5])
     assert math.isinf(one.half_width)
     assert one.text() == "0.500"
+    many = Spread.of([0.0, 1.0] * 6)
+    assert many.half_width == pytest.approx(2.228 * many.deviation / math.sqrt(12))  # never narrower than Student's
     # against samples: the interval holds the true mean 19 times of 20
     rng = np.random.default_rng(0)
     hits = [abs(x.mean - 5) < x.half_width for x in (Spread.of(rng.normal(5, 2, 3)) for _ in range(2000))]

@@ -458,7 +458,16 @@ def test_data_of_other_classes(tmp_path: Path) -> None:
 
 
 def test_settings_out_of_range() -> None:
-    for wrong in ({"epochs": 0}, {"batch": 0}, {"clip": -1}, {"optimizer": "lion"}, {"amp": "fp8"}, {"minutes": -1}):
+    for wrong in (
+        {"epochs": 0},
+        {"batch": 0},
+        {"clip": -1},
+        {"optimizer": "lion"},
+        {"amp": "fp8"},
+        {"minutes": -1},
+        {"lr": -1},
+        {"lr": math.nan},
+    ):
         with pytest.raises(InputError, match="TrainConfig"):
             TrainConfig(**wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="unknown fields"):
@@ -544,6 +553,8 @@ def test_command_trains_on_coco_and_yolo_data(tmp_path: Path, capsys: pytest.Cap
         (["--data", "scenes:night"], "domain"),
         (["--data", "scenes", "--image-size", "100"], "multiples of 32"),
         (["--data", "scenes", "--batch", "0"], "batch"),
+        (["--data", "scenes", "--lr", "nan"], "lr is out of range"),
+        (["--data", "scenes", "--scenes", "8", "--cls-weight", "inf"], "weights of the losses"),
         (["--data", "scenes", "--weights", "none.safetensors"], "no such file of weights"),
     ],
 )

@@ -224,7 +224,7 @@ def test_learned_balance_finds_the_minimum_in_closed_form() -> None:
 def test_balance_refuses_other_losses_and_negative_weights() -> None:
     with pytest.raises(InputError, match="Other losses"):
         TaskBalancedLoss({"cls": 1.0})({"box": torch.tensor(1.0)})
-    for wrong in ({}, {"cls": -1.0}, {"cls": float("nan")}):
+    for wrong in ({}, {"cls": -1.0}, {"cls": float("nan")}, {"cls": float("inf")}):
         with pytest.raises(InputError, match="out of range"):
             TaskBalancedLoss(wrong)
 

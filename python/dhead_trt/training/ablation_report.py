@@ -22,7 +22,7 @@ METRICS = ("map50_95", "map50", "map75")
 _LABELS = {"map50_95": "mAP50-95", "map50": "mAP50", "map75": "mAP75"}
 _ALL = {**CONFIGURATIONS, **EXTRAS}
 # Student's t, two-sided 95 %, by degrees of freedom
-_T95 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_T95 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 Result = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ class Spread:
         """Half of the 95 % confidence interval of the mean; infinite of a single run."""
         if self.runs < 2:
             return math.inf
-        t = _T95[self.runs - 1] if self.runs <= len(_T95) else 2.0
+        t = _T95[min(self.runs, len(_T95)) - 1]  # of more runs: a little too wide
         return t * self.deviation / math.sqrt(self.runs)
 
     def text(self, digits: int = 3) -> str:

@@ -78,6 +78,8 @@ class TrainConfig:
                 raise InputError(
                     f"TrainConfig.{name} is out of range", received=getattr(self, name), expected="0 or more"
                 )
+        if not 0 < self.lr < float("inf"):
+            raise InputError("TrainConfig.lr is out of range", received=self.lr, expected="more than 0")
         for name, allowed in (("optimizer", ("adamw", "sgd")), ("amp", ("none", "bf16"))):
             if getattr(self, name) not in allowed:
                 raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -94,7 +95,7 @@ class TaskBalancedLoss(nn.Module):
 
     def __init__(self, weights: Mapping[str, float], use_dynamic_weight: bool = False) -> None:
         super().__init__()
-        if not weights or any(not w >= 0 for w in weights.values()):
+        if not weights or any(not 0 <= w < math.inf for w in weights.values()):
             raise InputError("The weights of the losses are out of range", received=dict(weights), expected="0 or more")
         self.weights, self.use_dynamic_weight = dict(weights), use_dynamic_weight
         start = torch.zeros(len(weights))

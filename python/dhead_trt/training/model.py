@@ -178,7 +178,7 @@ def load_weights(path: str | os.PathLike[str]) -> Detector:
         state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
         counters = {n: t for n, t in model.state_dict().items() if n.endswith(_COUNTER)}
         model.load_state_dict({**counters, **state})
-    except (package.SafetensorError, ValueError, KeyError, TypeError, RuntimeError, InputError) as e:
+    except (package.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, InputError) as e:
         raise InputError(
             f"{path} does not hold a detector",
             received=f"{type(e).__name__}: {str(e).splitlines()[0]}",

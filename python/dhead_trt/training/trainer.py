@@ -277,7 +277,7 @@ class Trainer:
             raise TrainingError(
                 f"The loss or its gradient was not finite {self.bad} times in a row",
                 received=f"loss {float(loss):g} at step {self.step}",
-                fix="A lower lr, a lower clip, or amp='none'; --resume goes on from the last checkpoint",
+                fix="A new run with a lower lr, a lower clip, or amp='none'; --resume keeps the settings",
             )
 
     def _end_epoch(self, epoch: int, sums: _Sums, rate: float, log: Log, *, last: bool) -> None:
