@@ -140,7 +140,10 @@ def main() -> None:
         while True:
             asyncio.run(asyncio.sleep(3600))
     except KeyboardInterrupt:
-        serve.shutdown()
+        if cluster is None:
+            serve.shutdown()
+        else:  # the cluster may serve other things too
+            serve.delete("detection")
 
 
 if __name__ == "__main__":
