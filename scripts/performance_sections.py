@@ -263,8 +263,9 @@ def _ultralytics(result: Record, results: Path, images: Path) -> Section:
         prose(f"""
             Ultralytics {result["versions"]["ultralytics"]} in a process of its own, with the same
             ONNX file and pages; it runs it in ONNX Runtime, with {result["threads"]} threads like
-            ours; its NMS is its own in PyTorch, without torchvision. Its stages are those it reports. ms of a call, one image each; the ratio is of
-            paired rounds, with its 95 % interval."""),
+            ours; its NMS is its own in PyTorch, without torchvision. Its stages are those it
+            reports. ms of a call, one image each; the ratio is of paired rounds, with its 95 %
+            interval."""),
         "",
         _table(["", "p50", "p90", "pre", "engine", "post", "times as fast", "95 % interval"], rows),
         "",
