@@ -323,6 +323,9 @@ def test_claims():
     assert claims["convergence"][3] == "no: more"
     assert claims["inference cost"][2] == "+17 % (2.00 → 2.34 ms)"
     assert claims["inference cost"][3] == "yes"
+    noisy = {"coupled": {"ms": 2.0, "low": 1.9, "high": 2.5}, "decoupled": {"ms": 2.1, "low": 1.9, "high": 2.6}}
+    claims = {c[0]: c for c in Report(made().results, noisy).claims()}
+    assert claims["inference cost"][2:] == ("+5 % (2.00 → 2.10 ms)", "cannot be told")
     assert claims["parameters of the head"][2:] == ("+100 %", "yes")
     assert claims["parameters in all"][2:] == ("+25 %", "no: less")
 
