@@ -61,11 +61,13 @@ def ratio(theirs: Timing, ours: Timing, resamples: int = 2000) -> Ratio:
     return Ratio(float(np.median(pairs)), float(low), float(high))
 
 
-def interleave(runs: Mapping[str, Callable[[], object]], rounds: int, slice_ms: float = 40.0) -> dict[str, Timing]:
+def interleave(
+    runs: Mapping[str, Callable[[], object]], rounds: int, slice_ms: float = 40.0, pause_s: float = 0.0
+) -> dict[str, Timing]:
     """Times `runs` in turn, `rounds` times, so that all see the same machine.
 
     Each turn calls its function once unmeasured (its caches are then warm), then measured for about `slice_ms`, at
-    least 3 times.
+    least 3 times. `pause_s` before each turn lets threads that another left spinning (ONNX Runtime's) go to sleep.
     """
     timings = {name: Timing() for name in runs}
     for run in runs.values():  # threads, compilation, first touch of memory
@@ -73,6 +75,7 @@ def interleave(runs: Mapping[str, Callable[[], object]], rounds: int, slice_ms: 
         run()
     for _ in range(rounds):
         for name, run in runs.items():
+            time.sleep(pause_s)
             run()
             end = time.perf_counter() + slice_ms / 1e3
             turn: list[float] = []

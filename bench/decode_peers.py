@@ -212,7 +212,7 @@ def main() -> None:
             runs = contestants(spec, args.image, make_maps(spec, args.image, batch, args.share), args.threads)
             check(runs)
             flat = {f"{kind}: {name}": run for kind, some in runs.items() for name, run in some.items()}
-            timings = interleave(flat, args.rounds)
+            timings = interleave(flat, args.rounds, pause_s=0.05)
             print(
                 f"\nbatch {batch}, {record['anchors']} anchors, {args.share:.1%} above the threshold, "
                 f"{args.threads} threads"

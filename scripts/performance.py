@@ -82,7 +82,7 @@ def stages() -> list[Stage]:
         Stage("models", build, build, 40),
         Stage("decode", (*decode, "--rounds", "15", *out), (*decode, "--rounds", "2", *out), 30),
         Stage("decode_scaling", scaling, (*scaling, "--rounds", "2", "--most-anchors", "100000"), 50),
-        Stage("decode_peers", (*peers, "--rounds", "8", *out), (*peers, "--rounds", "2", *out), 35),
+        Stage("decode_peers", (*peers, "--rounds", "8", *out), (*peers, "--rounds", "2", *out), 45),
         Stage("letterbox", (*boxed, "--rounds", "10"), (*boxed, "--rounds", "3"), 25),
         Stage("engine", (*engine, "--rounds", "3", *out), (*engine, "--rounds", "1", "--head", "light", *out), 70),
         Stage("detector", (*detector, "--rounds", "8", *out), (*detector, "--rounds", "4", *out), 40),
