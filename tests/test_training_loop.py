@@ -512,6 +512,9 @@ def test_command_trains_and_its_weights_build_and_validate(tmp_path: Path, capsy
     assert [c["name"] for c in report["classes"]] == list(Scenes(1).names)
     # fine-tuning: other classes keep the backbone
     more = ["--weights", weights, "--epochs", "1", "-o", str(tmp_path / "more"), "-q"]
+    for other in (["--head", "coupled"], ["--size", "n"]):
+        assert main(["train", *OPTIONS, *more, *other]) == 2
+        assert "another model" in capsys.readouterr().err
     assert main(["train", *OPTIONS, *more]) == 0
 
 

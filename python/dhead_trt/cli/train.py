@@ -51,9 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--head", choices=("decoupled", "light", "dynamic", "coupled", "stable"), default="decoupled", help="the head"
+        "--head",
+        choices=("decoupled", "light", "dynamic", "coupled", "stable"),
+        help="the head (default: decoupled, or that of --weights)",
     )
-    model.add_argument("--size", choices=("p", "n", "s", "m", "l", "x"), default="p", help="of the model (default: p)")
+    model.add_argument(
+        "--size", choices=("p", "n", "s", "m", "l", "x"), help="of the model (default: p, or that of --weights)"
+    )
     model.add_argument("--weights", type=Path, metavar="FILE", help="start from these weights (.safetensors of ours)")
     model.add_argument(
         "--image-size", type=image_size, default=(192, 192), metavar="HxW", help="multiples of 32 (default: 192)"
@@ -200,9 +204,16 @@ def _model(args: argparse.Namespace, data: Any) -> Any:
     from ..training.model import build_detector, load_weights
 
     names = tuple(data.names)
-    model = build_detector(args.size, args.head, len(names), names=names, image_size=args.image_size)
+    size, head = args.size or "p", args.head or "decoupled"
+    model = build_detector(size, head, len(names), names=names, image_size=args.image_size)
     if args.weights is not None:
         given = load_weights(args.weights)
+        if args.head not in (None, given.head_kind) or (args.size is not None and model.size != given.size):
+            raise InputError(
+                "The weights are of another model than --head and --size say",
+                received=f"{args.weights}: a {given.head_kind} head",
+                fix="Leave out --head and --size: the model is that of the weights",
+            )
         if given.spec.num_classes == len(names):
             given.head.spec = given.spec.replace(names=names, image_size=args.image_size)
             return given.train()
