@@ -66,7 +66,7 @@ test-cpp: $(STAMPS)/installed ## Only the C++ tests
 .PHONY: test-py
 test-py: $(STAMPS)/installed ## Only the Python tests (PYTEST_ARGS="-k decode")
 	@echo "== Python tests (pytest) =="
-	@$(PY) -m pytest -n $(JOBS) --dist=loadfile --max-worker-restart=0 -m "not serving" $(PYTEST_ARGS)
+	@$(PY) scripts/run_tests.py --jobs $(JOBS) -m "not serving" $(PYTEST_ARGS)
 
 .PHONY: test-serving
 test-serving: $(STAMPS)/installed ## Serve with real Triton and Ray servers, in environments of their own (large, kept)
