@@ -3,9 +3,8 @@
 
     python scripts/run_tests.py --jobs 2 [pytest arguments]
 
-In long-lived processes the next signal with a Python handler (SIGCHLD after a child's end, SIGINT) has ended test
-workers without a trace: SIGSEGV from the kernel, as when the alternate signal
-stack is gone. Here no file sees what another left behind, and
+In long-lived processes the next signal with a Python handler (SIGCHLD after a child's end, SIGINT) has ended test workers
+without a trace: a SIGSEGV from the kernel, whose cause is not found yet. Here no file sees what another left behind, and
 a process that a signal ended is named with its signal. Such a file is run once more, and said to have been: if it dies
 again, or a test fails then, the whole fails.
 
@@ -31,7 +30,7 @@ COUNT = re.compile(r"(\d+) (passed|failed|skipped|errors?|deselected|warnings?|x
 
 def run(file: Path, arguments: list[str], limit: float) -> tuple[int, str]:
     """pytest on one file: its exit code (minus the signal that ended it), and what it printed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(file.relative_to(ROOT)), *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", str(file.relative_to(ROOT)), *arguments]
     try:
         done = subprocess.run(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit
