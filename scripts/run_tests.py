@@ -3,10 +3,10 @@
 
     python scripts/run_tests.py --jobs 2 [pytest arguments]
 
-In long-lived processes the next signal with a Python handler (SIGCHLD after a child's end, SIGINT) has ended test workers
-without a trace: a SIGSEGV from the kernel, whose cause is not found yet. Here no file sees what another left behind, and
-a process that a signal ended is named with its signal. Such a file is run once more, and said to have been: if it dies
-again, or a test fails then, the whole fails.
+In long-lived processes the next signal with a Python handler (SIGCHLD after a child's end, SIGINT) has ended test
+workers without a trace: a SIGSEGV from the kernel, whose cause is not found yet. Here no file sees what another left
+behind, and a process that a signal ended is named with its signal. Such a file is run once more, and said to have been:
+if it dies again, or a test fails then, the whole fails.
 
 Exit code: 0 if all passed (skipped tests are listed with their reasons), else 1.
 """
