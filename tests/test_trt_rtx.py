@@ -228,6 +228,7 @@ def test_external_data(module: Any, library: Any, graphs: dict[str, onnx.ModelPr
 
 
 def test_ctrl_c_stops_a_real_build(graphs: dict[str, onnx.ModelProto], tmp_path: Path) -> None:
+    headers_of(11)  # skips here, with its reason: the script that does it runs in a process of its own
     interrupt_a_build("rtx", fixed(graphs["doclaynet-fp32"], 1).SerializeToString(), tmp_path)
 
 
