@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, overload
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..spec import DistanceUnit, HeadSpec
+from ..spec import DistanceUnit
 from .backbone import BACKBONES, Backbone
-from .base import Head, conv_block, initialize, set_class_prior
+from .base import conv_block
+from .branches import BranchedHead
 from .decoded import WholeModel, anchor_boxes, by_anchor, expected_distances
 
 __all__ = ["CHANNELS", "YOLOv8DecoupledHead", "create_yolov8_decoupled"]
@@ -26,7 +26,7 @@ CHANNELS = {
 }
 
 
-class YOLOv8DecoupledHead(Head):
+class YOLOv8DecoupledHead(BranchedHead):
     """Per level, [Conv3×3 + BatchNorm + SiLU]×2 + Conv1×1 for the classes, and the same for the box.
 
     Args:
@@ -44,38 +44,8 @@ class YOLOv8DecoupledHead(Head):
         InputError: an argument is out of range.
     """
 
-    project: Tensor
-
-    def __init__(
-        self,
-        num_classes: int = 80,
-        in_channels: Sequence[int] = (256, 512, 1024),
-        strides: Sequence[int] = (8, 16, 32),
-        reg_max: int = 16,
-        *,
-        distance_unit: DistanceUnit = "stride",
-        names: Sequence[str] = (),
-    ) -> None:
-        spec = HeadSpec(num_classes, tuple(strides), reg_max + 1, distance_unit, names=tuple(names))
-        super().__init__(spec, in_channels)
-        self.num_classes, self.reg_max = num_classes, reg_max
-        self.cls_convs = nn.ModuleList(nn.Sequential(*conv_block(c), *conv_block(c)) for c in in_channels)
-        self.reg_convs = nn.ModuleList(nn.Sequential(*conv_block(c), *conv_block(c)) for c in in_channels)
-        self.cls_preds = nn.ModuleList(nn.Conv2d(c, num_classes, 1) for c in in_channels)
-        self.reg_preds = nn.ModuleList(nn.Conv2d(c, 4 * (reg_max + 1), 1) for c in in_channels)
-        self.register_buffer("project", torch.arange(reg_max + 1, dtype=torch.float32))
-        initialize(self)
-        for pred in self.cls_preds:
-            assert isinstance(pred, nn.Conv2d)
-            set_class_prior(pred)
-
-    def raw(self, inputs: Sequence[Tensor] | Tensor) -> dict[str, Tensor]:
-        """Features [P3, P4, P5] → box_i [B, 4·bins, H, W] and cls_i [B, C, H, W], both logits."""
-        maps = {}
-        for i, x in enumerate(self._levels(inputs)):
-            maps[f"box_{i}"] = self.reg_preds[i](self.reg_convs[i](x))
-            maps[f"cls_{i}"] = self.cls_preds[i](self.cls_convs[i](x))
-        return maps
+    def _block(self, channels: int) -> list[nn.Module]:
+        return conv_block(channels)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Class logits per level [B, C, H, W], and expected distances per level [B, 4, H, W] (l, t, r, b; float32)."""

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..spec import DistanceUnit, HeadSpec
-from .base import Head, conv_block, initialize, set_class_prior
+from ..spec import DistanceUnit
+from .base import conv_block
+from .branches import BinnedHead
 
 __all__ = ["DynamicDecoupledHead"]
 
 
-class DynamicDecoupledHead(Head):
+class DynamicDecoupledHead(BinnedHead):
     """Dynamic decoupling, after TOOD's layer attention (Feng et al. 2021).
 
     Per level a stem of `num_layers` × [Conv3×3 + BatchNorm + SiLU] serves both tasks. Each task weighs all layers'
@@ -44,21 +45,13 @@ class DynamicDecoupledHead(Head):
         distance_unit: DistanceUnit = "stride",
         names: Sequence[str] = (),
     ) -> None:
-        super().__init__(
-            HeadSpec(num_classes, tuple(strides), reg_max + 1, distance_unit, names=tuple(names)), in_channels
-        )
+        super().__init__(num_classes, in_channels, strides, reg_max, distance_unit=distance_unit, names=names)
         self.stems = nn.ModuleList(
             nn.ModuleList(nn.Sequential(*conv_block(c)) for _ in range(num_layers)) for c in in_channels
         )
         self.cls_mix = nn.ModuleList(_Mix(c, num_layers) for c in in_channels)
         self.reg_mix = nn.ModuleList(_Mix(c, num_layers) for c in in_channels)
-        self.cls_preds = nn.ModuleList(nn.Conv2d(c, num_classes, 1) for c in in_channels)
-        self.reg_preds = nn.ModuleList(nn.Conv2d(c, 4 * (reg_max + 1), 1) for c in in_channels)
-        self.register_buffer("project", torch.arange(reg_max + 1, dtype=torch.float32))
-        initialize(self)
-        for pred in self.cls_preds:
-            assert isinstance(pred, nn.Conv2d)
-            set_class_prior(pred)
+        self._add_predictions()
 
     def raw(self, inputs: Sequence[Tensor] | Tensor) -> dict[str, Tensor]:
         """Features, one per level → box_i [B, 4·bins, H, W] and cls_i [B, C, H, W], both logits."""
