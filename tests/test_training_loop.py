@@ -265,8 +265,9 @@ def test_weights_that_are_none(tmp_path: Path) -> None:
     data = path.read_bytes()
     for wrong in (b"", data[:100], b"PK\x03\x04" + data[4:]):
         path.write_bytes(wrong)
-        with pytest.raises(InputError, match="does not hold a detector"):
-            load_weights(path)
+        for read in (load_weights, read_info):
+            with pytest.raises(InputError, match="does not hold a detector"):
+                read(path)
     model = tiny()
     with torch.no_grad():
         model.backbone.stem[0].weight[0] = float("nan")  # type: ignore[index,union-attr]

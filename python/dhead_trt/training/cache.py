@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..files import atomic_files
-from .loader import Detections
+from .loader import Detections, one_thread
 
 __all__ = ["Cached", "cached"]
 
@@ -74,7 +74,7 @@ def cached(
             )
             parts: list[Any] = []
             loader: DataLoader[Any] = DataLoader(
-                _Arrays(data), batch_size=None, num_workers=workers, worker_init_fn=_one_thread
+                _Arrays(data), batch_size=None, num_workers=workers, worker_init_fn=one_thread
             )
             for i, (image, targets) in enumerate(loader):
                 images[i] = image.numpy()
@@ -100,10 +100,6 @@ class _Arrays(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.data[index]
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
 
 
 def _key(data: Any, size: tuple[int, int]) -> str:

@@ -11,12 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import atomic_path
-from .model import _safetensors
+from .tensor_file import TensorFile
 
 __all__ = ["flatten", "read_checkpoint", "unflatten", "write_checkpoint"]
 
-FORMAT = "dhead_trt.checkpoint.1"
+_FILE = TensorFile(
+    format="dhead_trt.checkpoint.1",
+    missing="There is no such checkpoint",
+    wrong="is not a checkpoint",
+    expected="a file that dhead-trt train wrote",
+)
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> Path:
@@ -27,13 +31,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
     """
     tensors: dict[str, Tensor] = {}
     plain = flatten(state, tensors)
-    metadata = {"format": FORMAT, "state": json.dumps(plain)}
-    stored = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(_safetensors().save(stored, metadata=metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    return Path(path)
+    return _FILE.write(path, tensors, {"state": json.dumps(plain)})
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
@@ -42,22 +40,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     Raises:
         InputError: there is no such file, or it is not a checkpoint.
     """
-    package = _safetensors()
-    if not Path(path).is_file():
-        raise InputError("There is no such checkpoint", received=str(path))
-    try:
-        with package.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no mapping
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"format {metadata.get('format')!r}")
-        return unflatten(json.loads(metadata["state"]), tensors)
-    except (package.SafetensorError, ValueError, KeyError, TypeError) as e:
-        raise InputError(
-            f"{path} is not a checkpoint",
-            received=f"{type(e).__name__}: {str(e).splitlines()[0]}",
-            expected="a file that dhead-trt train wrote",
-        ) from e
+    return _FILE.read(path, lambda metadata, tensors: unflatten(json.loads(metadata["state"]), tensors))
 
 
 def flatten(value: Any, tensors: dict[str, Tensor], name: str = "state") -> Any:

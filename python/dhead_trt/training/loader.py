@@ -80,7 +80,7 @@ class Loader:
             num_workers=self.workers,
             collate_fn=collate,
             prefetch_factor=4 if self.workers else None,
-            worker_init_fn=_start_worker,
+            worker_init_fn=one_thread,
             generator=torch.Generator(),  # else it would draw from torch's own, which belongs to dropout
         )
         return iter(loader)
@@ -113,5 +113,6 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
         return image, targets
 
 
-def _start_worker(_: int) -> None:
+def one_thread(_: int) -> None:
+    """How a worker of a DataLoader starts: its processes already share the cores."""
     torch.set_num_threads(1)

@@ -9,11 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import BackendUnavailable, InputError
-from ..files import atomic_path
+from ..errors import InputError
 from ..heads import (
     CoupledHead,
     DynamicDecoupledHead,
@@ -25,11 +23,17 @@ from ..heads import (
 )
 from ..heads.backbone import BACKBONES, Backbone, BackboneSize
 from ..spec import HeadSpec
+from .tensor_file import TensorFile
 
-__all__ = ["FORMAT", "HEAD_KINDS", "Detector", "build_detector", "load_weights", "save_weights"]
+__all__ = ["HEAD_KINDS", "Detector", "build_detector", "load_weights", "save_weights"]
 
 HEAD_KINDS = ("decoupled", "light", "dynamic", "coupled", "stable")
-FORMAT = "dhead_trt.detector.1"
+_FILE = TensorFile(
+    format="dhead_trt.detector.1",
+    missing="There is no such file of weights",
+    wrong="does not hold a detector",
+    expected="a file that dhead-trt train (save_weights) wrote",
+)
 _COUNTER = "num_batches_tracked"  # of BatchNorm: no part of what the model computes
 
 
@@ -130,7 +134,6 @@ def save_weights(
         InputError: a weight is not finite, or with `half` too large for fp16.
         BackendUnavailable: safetensors is not installed.
     """
-    serialize = _safetensors().save
     tensors = {}
     for name, value in (state or model.state_dict()).items():
         if name.endswith(_COUNTER):
@@ -140,11 +143,8 @@ def save_weights(
             tensor = tensor.half()
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputError("A weight is not finite", received=name, fix="half=False, if it is too large for fp16")
-        tensors[name] = tensor.contiguous().clone()
-    metadata = {"format": FORMAT, "model": json.dumps(model.describe()), "info": json.dumps(dict(info or {}))}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(serialize(tensors, metadata=metadata))
-    return Path(path)
+        tensors[name] = tensor
+    return _FILE.write(path, tensors, {"model": json.dumps(model.describe()), "info": json.dumps(dict(info or {}))})
 
 
 def load_weights(path: str | os.PathLike[str]) -> Detector:
@@ -154,67 +154,38 @@ def load_weights(path: str | os.PathLike[str]) -> Detector:
         InputError: the file cannot be read, or is not a detector's.
         BackendUnavailable: safetensors is not installed.
     """
-    package = _safetensors()
-    if not Path(path).is_file():
-        raise InputError("There is no such file of weights", received=str(path))
-    try:
-        with package.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no mapping
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"format {metadata.get('format')!r}")
-        made = json.loads(metadata["model"])
-        spec = HeadSpec.from_dict(made["spec"])
-        sizes = {key: tuple(v) if isinstance(v, list) else v for key, v in made["size"].items()}
-        model = build_detector(
-            BackboneSize(**cast("dict[str, Any]", sizes)),
-            made["head"],
-            spec.num_classes,
-            reg_max=spec.bins - 1,
-            names=spec.names,
-            image_size=spec.image_size,
-        )
-        model.head.spec = spec
-        state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-        counters = {n: t for n, t in model.state_dict().items() if n.endswith(_COUNTER)}
-        model.load_state_dict({**counters, **state})
-    except (package.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, InputError) as e:
-        raise InputError(
-            f"{path} does not hold a detector",
-            received=f"{type(e).__name__}: {str(e).splitlines()[0]}",
-            expected="a file that dhead-trt train (save_weights) wrote",
-        ) from e
+    return _FILE.read(path, _detector_of)
+
+
+def _detector_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Detector:
+    made = json.loads(metadata["model"])
+    spec = HeadSpec.from_dict(made["spec"])
+    sizes = {key: tuple(v) if isinstance(v, list) else v for key, v in made["size"].items()}
+    model = build_detector(
+        BackboneSize(**cast("dict[str, Any]", sizes)),
+        made["head"],
+        spec.num_classes,
+        reg_max=spec.bins - 1,
+        names=spec.names,
+        image_size=spec.image_size,
+    )
+    model.head.spec = spec
+    state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    counters = {n: t for n, t in model.state_dict().items() if n.endswith(_COUNTER)}
+    model.load_state_dict({**counters, **state})
     return model.eval()
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The `info` that a file of weights was saved with."""
-    with _safetensors().safe_open(str(path), framework="pt") as file:
-        found: dict[str, Any] = json.loads((file.metadata() or {}).get("info", "{}"))
+    """The `info` that a file of weights was saved with.
+
+    Raises:
+        InputError, BackendUnavailable: as `load_weights`.
+    """
+    found: dict[str, Any] = _FILE.read(path, lambda metadata, _: json.loads(metadata.get("info", "{}")))
     return found
 
 
 def parameters_of(model: nn.Module) -> int:
     """How many parameters a model has."""
     return sum(p.numel() for p in model.parameters())
-
-
-class _Safetensors:
-    def __init__(self) -> None:
-        try:
-            import safetensors
-            import safetensors.torch
-        except ImportError as e:
-            raise BackendUnavailable(
-                "Files of weights need safetensors", received=str(e), fix='pip install "dhead-trt[train]"'
-            ) from e
-        self.save: Any = safetensors.torch.save
-        self.safe_open: Any = safetensors.safe_open
-        self.SafetensorError: Any = safetensors.SafetensorError
-
-
-def _safetensors() -> _Safetensors:
-    return _Safetensors()
-
-
-del torch
