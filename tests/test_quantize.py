@@ -17,7 +17,7 @@ from dhead_trt.artifact import Artifact, TensorInfo
 from dhead_trt.build import build
 from dhead_trt.calibration import Ranges, calibrate
 from dhead_trt.errors import BuildError, InputError
-from dhead_trt.quantize import Int8Options, _data
+from dhead_trt.int8_options import Int8Options, int8_data
 from dhead_trt.surgery import convert
 
 
@@ -120,10 +120,13 @@ def test_options_that_would_be_ignored_are_refused(model: bytes, ranges: Ranges,
     assert not list(tmp_path.iterdir())
 
 
-def test_large_folders_hold_64_images_back() -> None:
+def test_large_folders_hold_64_images_back(tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.png" for i in range(1000)]
+    for i, file in enumerate(files):
+        file.write_text(str(i))
     spec = small.head().spec
     inputs = (TensorInfo("images", "float32", (1, 3, 64, 64)),)
-    data, held_back, _ = _data(Int8Options(calibration=[f"{i}.png" for i in range(1000)]), inputs, spec)
+    data, held_back, _ = int8_data(Int8Options(calibration=files), inputs, spec)
     assert data is not None
     assert held_back is not None
     assert (data.count, held_back.count) == (938, 62)

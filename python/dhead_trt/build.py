@@ -23,7 +23,7 @@ from .baked import Baked, baked_options
 from .errors import ArtifactError, BackendUnavailable, BuildError, InputError
 from .files import atomic_files
 from .progress import ProgressCallback
-from .quantize import Int8Options, Int8Result, quantize, write_mixed
+from .quantize import Int8Options, Int8Result, check_options, quantize, write_mixed
 from .shapes import random_inputs, run_reference, set_shapes, size_range, takes_features
 from .spec import HeadSpec
 
@@ -136,8 +136,9 @@ def build(
     if precision == "int8":
         int8 = Int8Options(
             calibration, calib_method, calib_percentile, calib_cache, calib_images, held_out, min_agreement, auto_mixed,
-            tuple(keep),
+            (keep,) if isinstance(keep, str) else tuple(keep),
         )  # fmt: skip
+        check_options(int8)
     elif (
         auto_mixed
         or keep

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .artifact import TensorInfo
-from .calibration import CalibrationBatches, Ranges, calibrate, calibration_batches, model_sha256
+from .calibration import CalibrationBatches, Ranges, calibrate, model_sha256
 from .errors import BackendUnavailable, InputError
+from .int8_options import DEFAULT_METHOD, RANDOM, Int8Options, check_options, int8_data, ready_ranges
 from .progress import ProgressCallback
-from .shapes import random_inputs, takes_features
 from .spec import HeadSpec
 
 if TYPE_CHECKING:
@@ -21,42 +21,7 @@ if TYPE_CHECKING:
 
     from .precision.search import Mixed
 
-__all__ = ["DEFAULT_METHOD", "RANDOM", "Int8Options", "Int8Result", "quantize", "write_mixed"]
-
-RANDOM = "random"  # as calibration data of a bare head: standard normal features
-DEFAULT_METHOD = "percentile"  # the best on the pages of docs/int8.md
-_HELD_OUT = 4  # every fourth calibration image proves, the others calibrate, where no held-out images are given
-_MOST_HELD_OUT = 64  # of those: they stay in memory
-_RANDOM_BATCHES = 4
-
-
-@dataclass(frozen=True)
-class Int8Options:
-    """How to quantize.
-
-    Attributes:
-        calibration: what `calibration_batches` takes; Ranges, or the JSON file of some; "random" for a bare head.
-        method: "minmax", "percentile", "entropy" or "mse"; None: "percentile".
-        percentile: for that method.
-        cache: JSON file for the ranges; a stale one is refused.
-        limit: calibrate on so many images at most.
-        held_out: images to measure the agreement on. None: every fourth calibration image (64 at most), which then does
-            not calibrate.
-        min_agreement: the least agreement with float32 (the lower of AP50-95 and F1 at IoU 0.5), 0 to 1; None: not
-            measured.
-        auto_mixed: search for the fewest layers to leave in high precision; a path: replay that JSON file's choice.
-        keep: names of layers to leave in high precision.
-    """
-
-    calibration: Any = None
-    method: str | None = None
-    percentile: float | None = None
-    cache: str | os.PathLike[str] | None = None
-    limit: int | None = None
-    held_out: Any = None
-    min_agreement: float | None = 0.95
-    auto_mixed: bool | str | os.PathLike[str] = False
-    keep: Sequence[str] = ()
+__all__ = ["DEFAULT_METHOD", "RANDOM", "Int8Options", "Int8Result", "check_options", "quantize", "write_mixed"]
 
 
 @dataclass(frozen=True)
@@ -110,16 +75,16 @@ def quantize(
     """
     from .precision import to_int8
 
-    _check(options)
+    check_options(options)
     if options.auto_mixed is True and spec is None:
         raise InputError(
             "auto_mixed needs detections to measure, and this model's head is not known",
             expected="a supported detector",
             fix="Name the layers to leave in high precision (keep=, --keep)",
         )
-    data, held_out, notes = _data(options, inputs, spec)
-    if isinstance(options.calibration, Ranges) or data is None:
-        ranges = _known(options, model)
+    data, held_out, notes = int8_data(options, inputs, spec)
+    if data is None:
+        ranges = _known(options, model, held_out)
     else:
         ranges = calibrate(
             model,
@@ -166,97 +131,21 @@ def quantize(
     )
 
 
-def _check(options: Int8Options) -> None:
-    if options.calibration is None:
-        raise InputError(
-            "int8 needs data to calibrate with",
-            expected="a folder of images like those in use, .npz files of inputs, an iterable of batches, or Ranges",
-            fix="Give calibration= (--calib DIR); a few dozen images will do",
-        )
-    if options.min_agreement is not None and not 0 <= options.min_agreement <= 1:
-        raise InputError("min_agreement is out of range", received=options.min_agreement, expected="0 to 1, or None")
-    if options.auto_mixed is True and options.min_agreement is None:
-        raise InputError("auto_mixed needs a min_agreement to reach", received="None", expected="0 to 1")
-
-
-def _is_ranges_file(source: Any) -> bool:
-    return isinstance(source, (str, os.PathLike)) and str(source).endswith(".json")
-
-
-def _data(
-    options: Int8Options, inputs: Sequence[TensorInfo], spec: HeadSpec | None
-) -> tuple[CalibrationBatches | None, CalibrationBatches | None, list[str]]:
-    """(data to calibrate with, None for ready ranges; data to measure on, None where there is none; notes)."""
-    source, held, notes = options.calibration, options.held_out, list[str]()
-    measuring = options.min_agreement is not None
-    if measuring and spec is None:
-        measuring = False
-        notes.append("The agreement with float32 was not measured: the head of this model is not known.")
-    proving = None if held is None else calibration_batches(held, inputs, spec)
-    if isinstance(source, Ranges) or _is_ranges_file(source):
-        if proving is None and measuring:
-            notes.append("The agreement with float32 was not measured: give held-out images (--held-out).")
-        return None, proving, notes
-    if isinstance(source, str) and source == RANDOM:
-        notes.append(_RANDOM_NOTE)
-        if proving is None and measuring:
-            notes.append("The agreement with float32 was not measured.")
-        return _random(inputs, spec), proving, notes
-    data = calibration_batches(source, inputs, spec, limit=options.limit)
-    if options.limit is not None and data.count is not None and data.count < options.limit:
-        notes.append(f"{options.limit} calibration images were asked for; there are {data.count}.")
-    if proving is None and measuring:
-        split = data.split(max(_HELD_OUT, -(-(data.count or 0) // _MOST_HELD_OUT)))
-        if split is None:
-            notes.append(
-                "The agreement with float32 was not measured: no images were held out, and the calibration data are "
-                f"not at least {_HELD_OUT} files. Give held-out images (--held-out)."
-            )
-        else:
-            data, proving = split
-    return data, proving, notes
-
-
-_RANDOM_NOTE = (
-    "Calibrated on random features: the scales suit no real data. This engine is for trials of build and speed; "
-    "calibrate on features of real images (.npz) before use."
-)
-
-
-def _random(inputs: Sequence[TensorInfo], spec: HeadSpec | None) -> CalibrationBatches:
-    if not takes_features(inputs, spec):
-        raise InputError(
-            "Random calibration is for bare heads only",
-            received="a model that takes images",
-            fix="Give a folder of images like those in use",
-        )
-    made = [random_inputs(inputs, batch=1, spec=spec, seed=seed) for seed in range(_RANDOM_BATCHES)]
-    return calibration_batches({t.name: _joined(made, t.name) for t in inputs}, inputs, spec)
-
-
-def _joined(parts: list[dict[str, Any]], name: str) -> Any:
-    import numpy as np
-
-    return np.concatenate([part[name] for part in parts])
-
-
-def _known(options: Int8Options, model: ModelProto) -> Ranges:
-    """Ranges that were given, if they are of this model."""
-    source = options.calibration
-    for name in ("method", "percentile", "cache", "limit"):
-        if getattr(options, name) is not None:
-            raise InputError(
-                f"The calibration is done already, and {name} belongs to a new one",
-                received=f"{name}={getattr(options, name)!r}",
-                fix="Leave it out, or give images to calibrate on",
-            )
-    ranges = source if isinstance(source, Ranges) else Ranges.load(source)
+def _known(options: Int8Options, model: ModelProto, held_out: CalibrationBatches | None) -> Ranges:
+    """Ranges that were given, if they are of this model, and not of the very data that shall prove them."""
+    ranges = ready_ranges(options)
     if ranges.model_sha256 and ranges.model_sha256 != model_sha256(model):
         raise InputError(
             "The ranges are of another model",
             received=f"calibrated on {ranges.model_sha256[:12]}…",
             expected=f"{model_sha256(model)[:12]}…",
             fix="Calibrate this model",
+        )
+    if held_out is not None and options.min_agreement is not None and held_out.sha256() == (ranges.data_sha256 or None):
+        raise InputError(
+            "The held-out images are those that the ranges were calibrated on",
+            received=held_out.source,
+            fix="Give other images (--held-out): on these the agreement would flatter",
         )
     return ranges
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .batches import CalibrationBatches, calibration_batches
-from .calibrate import METHODS, calibrate
+from .batches import CalibrationBatches, calibration_batches, check_source
+from .calibrate import METHODS, calibrate, method_options
 from .histogram import Histogram
 from .ranges import Ranges, model_sha256
 
@@ -14,5 +14,7 @@ __all__ = [
     "Ranges",
     "calibrate",
     "calibration_batches",
+    "check_source",
+    "method_options",
     "model_sha256",
 ]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BackendUnavailable, GraphError, InputError
+from .._ort import cpu_session
+from ..errors import GraphError, InputError
 from ..progress import ProgressCallback
 from .batches import CalibrationBatches
 from .histogram import Histogram
@@ -20,7 +21,7 @@ from .ranges import Ranges, model_sha256
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["METHODS", "PERCENTILE", "calibrate"]
+__all__ = ["METHODS", "PERCENTILE", "calibrate", "method_options"]
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 PERCENTILE = 99.99
@@ -60,10 +61,10 @@ def calibrate(
         GraphError: ONNX Runtime cannot run the graph, or it overflows.
         BackendUnavailable: onnx or onnxruntime is not installed.
     """
-    options = _options(method, percentile)
+    options = method_options(method, percentile)
     data = batches if isinstance(batches, CalibrationBatches) else _wrapped(batches)
     identity = model_sha256(model)
-    fingerprint = data.sha256() if cache is not None else None
+    fingerprint = data.sha256()
     if cache is not None:
         if fingerprint is None:
             raise InputError(
@@ -89,14 +90,22 @@ def calibrate(
     return ranges
 
 
-def _options(method: str, percentile: float | None) -> dict[str, float]:
+def method_options(method: str, percentile: float | None) -> dict[str, float]:
+    """The options of a method as `Ranges` records them.
+
+    Raises:
+        InputError: the method is not known, or percentile does not fit.
+    """
     if method not in METHODS:
         raise InputError("The calibration method is not known", received=repr(method), expected=", ".join(METHODS))
     if method != "percentile":
         if percentile is not None:
             raise InputError("percentile belongs to method='percentile'", received=f"method={method!r}")
         return {}
-    value = PERCENTILE if percentile is None else float(percentile)
+    try:
+        value = PERCENTILE if percentile is None else float(percentile)
+    except (TypeError, ValueError):
+        value = float("nan")
     if not 50 <= value <= 100:
         raise InputError("percentile is out of range", received=percentile, expected="50 to 100")
     return {"percentile": value}
@@ -129,7 +138,7 @@ def _wrapped(batches: Iterable[dict[str, npt.NDArray[np.float32]]]) -> Calibrati
         for i, batch in enumerate(batches):
             yield f"batch {i}", batch
 
-    return CalibrationBatches(type(batches).__name__, make, count=None, again=False, fingerprint=None)
+    return CalibrationBatches(type(batches).__name__, make)
 
 
 def _range(histogram: Histogram, method: str, options: dict[str, float]) -> tuple[float, float]:
@@ -152,7 +161,7 @@ def _collect(
     phase = "calibrating"
     tell(phase, 0.0 if data.count else None)
     probe, tensors = _probe(model)
-    session = _session(probe, threads)
+    session = cpu_session(probe, threads=threads)
     shapes: dict[str, int] = {}
     histograms = {name: Histogram() for name in tensors}
     inside = [n for n in tensors if n not in {i.name for i in session.get_inputs()}]
@@ -219,26 +228,6 @@ def _probe(model: ModelProto) -> tuple[Any, list[str]]:
     probe.graph.node.extend(needed)
     probe.graph.output.extend(v for v in outputs if v.name not in inputs)
     return probe, tensors
-
-
-def _session(probe: Any, threads: int | None) -> Any:
-    try:
-        import onnxruntime as ort
-    except ImportError as e:
-        raise BackendUnavailable(
-            "Calibration runs in ONNX Runtime, which is not installed",
-            received=str(e),
-            fix='pip install "dhead-trt[onnx]"',
-        ) from e
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as e:  # ONNX Runtime's errors share no base class
-        raise GraphError("ONNX Runtime cannot run this graph", received=str(e).splitlines()[0][:300]) from e
 
 
 def _run(session: Any, names: list[str], batch: dict[str, npt.NDArray[np.float32]], label: str) -> list[Any]:

@@ -14,6 +14,7 @@ from ..progress import Progress, duration
 from ..tables import size, table
 from .common import FORMS, Source, add_head_options, add_model, batch, emit_json, image_sizes, need_output, resolve
 from .export import refuse_head_options
+from .int8 import add_int8_options, int8_arguments
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -98,77 +99,6 @@ def add_build_options(parser: argparse.ArgumentParser, *, backend: str) -> None:
     parser.add_argument("--no-verify", action="store_true", help="don't compare each step with the original")
     parser.add_argument("--json", metavar="FILE", help="write the summary as JSON ('-': to standard output)")
     add_head_options(parser)
-
-
-def add_int8_options(parser: argparse.ArgumentParser) -> None:
-    """Options that belong to --int8."""
-    group = parser.add_argument_group("int8")
-    group.add_argument(
-        "--calib",
-        metavar="DIR",
-        help="data to calibrate with: a folder or glob of images, .npz of inputs, ranges (.json) of an earlier "
-        "calibration, or 'random' for a trial with a bare head",
-    )
-    group.add_argument(
-        "--calib-method",
-        choices=("percentile", "minmax", "entropy", "mse"),
-        help="how ranges come from the data (default: percentile)",
-    )
-    group.add_argument("--percentile", type=float, metavar="P", help="of that method (default: 99.99)")
-    group.add_argument("--calib-images", type=int, metavar="N", help="use so many at most (default: all)")
-    group.add_argument("--calib-cache", metavar="FILE", help="keep the ranges here; of other data they are refused")
-    group.add_argument(
-        "--held-out", metavar="DIR", help="images to check on (default: every fourth of --calib, kept out of it)"
-    )
-    group.add_argument(
-        "--min-agreement",
-        type=_agreement,
-        default=0.95,
-        metavar="A",
-        help="least AP50-95 and F1 against float32, 0 to 1; 'none': not checked (default: 0.95)",
-    )
-    group.add_argument(
-        "--auto-mixed",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="FILE",
-        help="leave the fewest layers in higher precision that reach it; FILE: as an earlier search chose",
-    )
-    group.add_argument("--keep", action="append", metavar="LAYER", help="leave this layer in higher precision")
-
-
-def _agreement(text: str) -> float | None:
-    if text.lower() == "none":
-        return None
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
-
-
-def int8_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of --int8 as `build` takes them."""
-    if precision_of(args) != "int8":
-        given = [
-            name
-            for name in ("calib", "calib_method", "percentile", "calib_images", "calib_cache", "held_out", "keep")
-            if getattr(args, name) is not None
-        ] + (["auto_mixed"] if args.auto_mixed is not False else [])
-        if given:
-            raise InputError(f"--{given[0].replace('_', '-')} belongs to --int8", received=f"--{precision_of(args)}")
-        return {}
-    return {
-        "calibration": args.calib,
-        "calib_method": args.calib_method,
-        "calib_percentile": args.percentile,
-        "calib_images": args.calib_images,
-        "calib_cache": args.calib_cache,
-        "held_out": args.held_out,
-        "min_agreement": args.min_agreement,
-        "auto_mixed": args.auto_mixed,
-        "keep": tuple(args.keep or ()),
-    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -260,7 +190,7 @@ def build_all(
             compute_capabilities=args.compute_capability if gpu or not lenient else None,
             progress=lambda phase, done=None, name=name: progress(f"{name}: {phase}", done),  # type: ignore[misc]
             verify=not args.no_verify,
-            **int8_arguments(args),
+            **int8_arguments(args, precision == "int8", f"--{precision}"),
         )
         progress.done()
         results.append(Built(artifact.backend, artifact, time.monotonic() - started))
