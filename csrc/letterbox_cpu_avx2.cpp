@@ -17,12 +17,8 @@ DHEAD_HD W blend_words(W a, W b, W wa, W wb) {
     const __m256i sum = _mm256_add_epi16(_mm256_mulhi_epi16(a.v, wa.v), _mm256_mulhi_epi16(b.v, wb.v));
     return {_mm256_srli_epi16(_mm256_add_epi16(sum, _mm256_set1_epi16(2)), 2)};
 }
-DHEAD_HD void store_units(float* out, W w) {
-    const __m256i scaled = _mm256_mullo_epi16(w.v, _mm256_set1_epi16(kUnitFactor));
-    store_eight(out, _mm256_cvtepu16_epi32(_mm256_castsi256_si128(scaled)));
-    store_eight(out + 8, _mm256_cvtepu16_epi32(_mm256_extracti128_si256(scaled, 1)));
-}
-DHEAD_HD void store_units(uint16_t* out, W w) {
+template <class T>
+DHEAD_HD void store_units(T* out, W w) {
     const __m256i scaled = _mm256_mullo_epi16(w.v, _mm256_set1_epi16(kUnitFactor));
     store_eight(out, _mm256_cvtepu16_epi32(_mm256_castsi256_si128(scaled)));
     store_eight(out + 8, _mm256_cvtepu16_epi32(_mm256_extracti128_si256(scaled, 1)));
@@ -33,6 +29,7 @@ DHEAD_HD void store_units(uint16_t* out, W w) {
 }  // namespace dhead
 
 // The lanes come first.
+#define DHEAD_LETTERBOX_RESIZES
 #define DHEAD_LETTERBOX_COPIES
 #include "letterbox_rows.inl.h"
 

@@ -20,18 +20,15 @@ DHEAD_HD W blend_words(W a, W b, W wa, W wb) {
 DHEAD_HD __m512 wide_units(__m256i scaled) {
     return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(scaled)), _mm512_set1_ps(kUnitScale));
 }
-DHEAD_HD void store_units(float* out, W w) {
-    const __m512i scaled = _mm512_mullo_epi16(w.v, _mm512_set1_epi16(kUnitFactor));
-    _mm512_storeu_ps(out, wide_units(_mm512_castsi512_si256(scaled)));
-    _mm512_storeu_ps(out + 16, wide_units(_mm512_extracti64x4_epi64(scaled, 1)));
-}
-DHEAD_HD void store_half(uint16_t* out, __m512 x) {
+DHEAD_HD void store_wide(float* out, __m512 x) { _mm512_storeu_ps(out, x); }
+DHEAD_HD void store_wide(uint16_t* out, __m512 x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
-DHEAD_HD void store_units(uint16_t* out, W w) {
+template <class T>
+DHEAD_HD void store_units(T* out, W w) {
     const __m512i scaled = _mm512_mullo_epi16(w.v, _mm512_set1_epi16(kUnitFactor));
-    store_half(out, wide_units(_mm512_castsi512_si256(scaled)));
-    store_half(out + 16, wide_units(_mm512_extracti64x4_epi64(scaled, 1)));
+    store_wide(out, wide_units(_mm512_castsi512_si256(scaled)));
+    store_wide(out + 16, wide_units(_mm512_extracti64x4_epi64(scaled, 1)));
 }
 
 }  // namespace
@@ -39,6 +36,7 @@ DHEAD_HD void store_units(uint16_t* out, W w) {
 }  // namespace dhead
 
 // The lanes come first.
+#define DHEAD_LETTERBOX_RESIZES
 #define DHEAD_LETTERBOX_COPIES
 #include "letterbox_rows.inl.h"
 

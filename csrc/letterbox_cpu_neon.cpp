@@ -70,8 +70,10 @@ DHEAD_HD uint8x16_t two_pixels(const uint8_t* row, const LetterboxColumns& colum
     return vcombine_u8(one_pixel<kWhole>(row, columns, x), one_pixel<kWhole>(row, columns, x + 1));
 }
 
+constexpr int kResized = 8;
+
 template <int kStride, bool kWhole>
-DHEAD_HD void resize_eight(const uint8_t* row, const LetterboxColumns& columns, int x, int16_t* const* out) {
+DHEAD_HD void resize_pixels(const uint8_t* row, const LetterboxColumns& columns, int x, int16_t* const* out) {
     const uint8_t order[16] = {
         0,       8,           16,           24,           32,           40,           48,           56,
         kStride, kStride + 8, kStride + 16, kStride + 24, kStride + 32, kStride + 40, kStride + 48, kStride + 56};
@@ -83,22 +85,6 @@ DHEAD_HD void resize_eight(const uint8_t* row, const LetterboxColumns& columns, 
         const uint8x16_t sides = vqtbl4q_u8(eight, places);
         store_resized(out[k] + x, vget_low_u8(sides), vget_high_u8(sides), weights);
         places = vaddq_u8(places, vdupq_n_u8(1));
-    }
-}
-
-template <int kStride>
-void resize_packed_of(const uint8_t* row, const LetterboxColumns& columns, int16_t* const* out) {
-    int16_t* const to[3] = {out[0], out[1], out[2]};
-    int x = 0;
-    for (; x < columns.whole; x += 8) resize_eight<kStride, true>(row, columns, x, to);
-    for (; x < columns.count; x += 8) resize_eight<kStride, false>(row, columns, x, to);
-}
-
-void resize_packed(const uint8_t* row, const LetterboxColumns& columns, int16_t* const* out) {
-    if (columns.pixel_stride == 3) {
-        resize_packed_of<3>(row, columns, out);
-    } else {
-        resize_packed_of<4>(row, columns, out);
     }
 }
 
@@ -131,6 +117,7 @@ DHEAD_HD void copy_pixels(const uint8_t* row, T* const* out) {
 }  // namespace dhead
 
 // The lanes come first.
+#define DHEAD_LETTERBOX_RESIZES
 #define DHEAD_LETTERBOX_COPIES
 #include "letterbox_rows.inl.h"
 

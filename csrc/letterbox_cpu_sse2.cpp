@@ -71,8 +71,10 @@ DHEAD_HD void resize_four(const uint8_t* row, const LetterboxColumns& columns, i
     c = _mm_unpacklo_epi64(_mm_unpackhi_epi32(p0, p1), _mm_unpackhi_epi32(p2, p3));
 }
 
+constexpr int kResized = 8;
+
 template <int kStride, bool kWhole>
-DHEAD_HD void resize_eight(const uint8_t* row, const LetterboxColumns& columns, int x, int16_t* const* out) {
+DHEAD_HD void resize_pixels(const uint8_t* row, const LetterboxColumns& columns, int x, int16_t* const* out) {
     __m128i low[3], high[3];
     resize_four<kStride, kWhole>(row, columns, x, low[0], low[1], low[2]);
     resize_four<kStride, kWhole>(row, columns, x + 4, high[0], high[1], high[2]);
@@ -81,27 +83,12 @@ DHEAD_HD void resize_eight(const uint8_t* row, const LetterboxColumns& columns, 
     }
 }
 
-template <int kStride>
-void resize_packed_of(const uint8_t* row, const LetterboxColumns& columns, int16_t* const* out) {
-    int16_t* const to[3] = {out[0], out[1], out[2]};
-    int x = 0;
-    for (; x < columns.whole; x += 8) resize_eight<kStride, true>(row, columns, x, to);
-    for (; x < columns.count; x += 8) resize_eight<kStride, false>(row, columns, x, to);
-}
-
-void resize_packed(const uint8_t* row, const LetterboxColumns& columns, int16_t* const* out) {
-    if (columns.pixel_stride == 3) {
-        resize_packed_of<3>(row, columns, out);
-    } else {
-        resize_packed_of<4>(row, columns, out);
-    }
-}
-
 }  // namespace
 }  // namespace DHEAD_ISA
 }  // namespace dhead
 
 // The lanes come first.
+#define DHEAD_LETTERBOX_RESIZES
 #include "letterbox_rows.inl.h"
 
 namespace dhead {

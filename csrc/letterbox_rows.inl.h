@@ -1,10 +1,13 @@
-// The letterbox's vertical step and its plain copy, over 16-bit lanes W. Each letterbox_cpu_<level>.cpp defines
-// DHEAD_ISA and, before it includes this:
+// The letterbox's vertical step, and its loops over packed pixels. Each letterbox_cpu_<level>.cpp defines DHEAD_ISA
+// and, before it includes this, of 16-bit lanes W:
 //   W, kWords               kWords 16-bit numbers
 //   load_words(p), spread(n)
 //   blend_words(a, b, wa, wb)   letterbox_column of letterbox.h
 //   store_units(out, w)     w / 255 of numbers 0 … 255, to float or to half
-// and, where kCopies, copy_pixels<kStride>(row, out): kCopied packed pixels; kCopyReach bytes are read.
+// With DHEAD_LETTERBOX_RESIZES, the horizontal step:
+//   resize_pixels<kStride, kWhole>(row, columns, x, out)    columns x to x + kResized - 1 of packed pixels
+// With DHEAD_LETTERBOX_COPIES, the plain copy:
+//   copy_pixels<kStride>(row, out)                          kCopied packed pixels; kCopyReach bytes are read
 // No templates of the standard library here, see cpu_kernels.inl.h.
 #pragma once
 
@@ -45,6 +48,24 @@ void blend(const int16_t* row0, const int16_t* row1, int16_t weight0, int16_t we
         blend_to(row0, row1, weight0, weight1, count, static_cast<float*>(out));
     }
 }
+
+#ifdef DHEAD_LETTERBOX_RESIZES
+template <int kStride>
+void resize_packed_of(const uint8_t* row, const LetterboxColumns& columns, int16_t* const* out) {
+    int16_t* const to[3] = {out[0], out[1], out[2]};
+    int x = 0;
+    for (; x < columns.whole; x += kResized) resize_pixels<kStride, true>(row, columns, x, to);
+    for (; x < columns.count; x += kResized) resize_pixels<kStride, false>(row, columns, x, to);
+}
+
+void resize_packed(const uint8_t* row, const LetterboxColumns& columns, int16_t* const* out) {
+    if (columns.pixel_stride == 3) {
+        resize_packed_of<3>(row, columns, out);
+    } else {
+        resize_packed_of<4>(row, columns, out);
+    }
+}
+#endif
 
 #ifdef DHEAD_LETTERBOX_COPIES
 template <int kStride, class T>

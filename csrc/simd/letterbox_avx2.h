@@ -63,8 +63,10 @@ DHEAD_HD void copy_pixels(const uint8_t* row, T* const* out) {
     }
 }
 
+constexpr int kResized = 16;
+
 template <int kStride, bool kWhole>
-DHEAD_HD void resize_sixteen(const uint8_t* row, const LetterboxColumns& columns, int x, int16_t* const* out) {
+DHEAD_HD void resize_pixels(const uint8_t* row, const LetterboxColumns& columns, int x, int16_t* const* out) {
     // Columns 0-3 and 8-11 are the halves of `u`, 4-7 and 12-15 those of `v`: packing them to 16 bits orders them.
     const __m256i u0 = both(two_pixels<kWhole>(row, columns, x), two_pixels<kWhole>(row, columns, x + 8));
     const __m256i u1 = both(two_pixels<kWhole>(row, columns, x + 2), two_pixels<kWhole>(row, columns, x + 10));
@@ -77,22 +79,6 @@ DHEAD_HD void resize_sixteen(const uint8_t* row, const LetterboxColumns& columns
     store_sixteen(out[0] + x, _mm256_unpacklo_epi64(uab0, uab1), wu, _mm256_unpacklo_epi64(vab0, vab1), wv);
     store_sixteen(out[1] + x, _mm256_unpackhi_epi64(uab0, uab1), wu, _mm256_unpackhi_epi64(vab0, vab1), wv);
     store_sixteen(out[2] + x, pairs_c<kStride>(u0, u1), wu, pairs_c<kStride>(v0, v1), wv);
-}
-
-template <int kStride>
-void resize_packed_of(const uint8_t* row, const LetterboxColumns& columns, int16_t* const* out) {
-    int16_t* const to[3] = {out[0], out[1], out[2]};
-    int x = 0;
-    for (; x < columns.whole; x += 16) resize_sixteen<kStride, true>(row, columns, x, to);
-    for (; x < columns.count; x += 16) resize_sixteen<kStride, false>(row, columns, x, to);
-}
-
-void resize_packed(const uint8_t* row, const LetterboxColumns& columns, int16_t* const* out) {
-    if (columns.pixel_stride == 3) {
-        resize_packed_of<3>(row, columns, out);
-    } else {
-        resize_packed_of<4>(row, columns, out);
-    }
 }
 
 }  // namespace
