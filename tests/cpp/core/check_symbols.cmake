@@ -4,6 +4,8 @@
 #    no weak one: the linker keeps any one copy of a weak symbol (an inline function, a template of the standard
 #    library), whatever it was compiled for.
 # 2. On x86, no other object uses a register that the baseline does not have.
+cmake_minimum_required(VERSION 3.24) # as the project: a script has no policies of its own
+
 execute_process(COMMAND "${NM}" -A --defined-only "${LIBRARY}" OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
 string(REPLACE ";" "," symbols "${symbols}")
 string(REPLACE "\n" ";" lines "${symbols}")
