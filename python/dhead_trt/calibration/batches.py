@@ -250,7 +250,9 @@ def _canvas(tensor: TensorInfo, spec: HeadSpec | None, asked: tuple[int, int] | 
     fallback = asked or (spec.image_size if spec is not None else None)
     sizes = [d if d != -1 else (fallback[i] if fallback else -1) for i, d in enumerate(shape[2:])]
     if -1 in sizes:
-        raise InputError("The model's image size is open", received=tensor.describe(), fix="Give image_size")
+        raise InputError(
+            "The model's image size is open", received=tensor.describe(), fix="Give image_size (--image-size)"
+        )
     return int(sizes[0]), int(sizes[1])
 
 

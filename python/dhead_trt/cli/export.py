@@ -11,8 +11,10 @@ from ..files import atomic_path
 from ..progress import Progress
 from ..tables import facts, size
 from .common import FORMS, Form, add_head_options, add_model, emit_json, image_size, need_output, resolve
+from .int8 import add_int8_options, int8_arguments
 
 if TYPE_CHECKING:
+    from ..quantize import Int8Options, Int8Result
     from ..spec import HeadSpec
     from ..surgery import Conversion
 
@@ -21,7 +23,8 @@ Write the ONNX graph of a PyTorch head, or convert an ONNX graph to another form
 
 Forms: native (outputs boxes and scores, decoded by ONNX operators), raw (ends at the head's maps; dhead_trt decodes
 after the engine), decoded and detections (one DHeadDecode or DHeadDetect node, for TensorRT with our plugin).
-Every graph is run in ONNX Runtime and compared with the original before it is written.
+Every graph is run in ONNX Runtime and compared with the original before it is written. With --int8 it gets Q/DQ nodes,
+for trtexec and other runtimes: calibrated and checked as `dhead-trt build --int8` does it.
 """
 EXAMPLES = """\
 examples:
@@ -29,6 +32,7 @@ examples:
   dhead-trt export decoupled --image-size 480x640 --fp16        half precision inside, fp32 outside
   dhead-trt export my_model:make_head --weights best.pt -o head.onnx
   dhead-trt export yolov8n.onnx --form raw -o yolov8n-raw.onnx  cut the tail off an Ultralytics export
+  dhead-trt export yolov8n.onnx --int8 --fp16 --calib images/   int8 by Q/DQ, the rest in half precision
 """
 
 
@@ -40,7 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-size", type=image_size, metavar="HxW", help="network input in pixels, 640 or 480x640 (default: 640)"
     )
-    parser.add_argument("--fp16", action="store_true", help="compute in half precision, but for the decode")
+    parser.add_argument(
+        "--fp16",
+        action="store_true",
+        help="compute in half precision, but for the decode; with --int8: what is not int8",
+    )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="8-bit integers by Q/DQ nodes, by data of --calib; checked against float32 before anything is written",
+    )
+    add_int8_options(parser)
     parser.add_argument("--io-fp16", action="store_true", help="with --fp16: inputs and outputs in half precision too")
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: 17)")
     parser.add_argument("--static-batch", action="store_true", help="batch 1 only, instead of any batch")
@@ -54,11 +68,14 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     if args.io_fp16 and not args.fp16:
         raise InputError("--io-fp16 goes with --fp16", received="--io-fp16 alone")
+    int8 = _int8_options(args)
     source = resolve(args)
     if source.model is None:
-        refuse_head_options(args, "image_size", "opset", "static_batch", "dynamic_size")
+        refuse_head_options(args, *(["image_size"] if int8 is None else []), "opset", "static_batch", "dynamic_size")
     form: Form = args.form or ("native" if source.model is not None else "raw")
-    output = need_output(args.output or Path(f"{source.name}-{form}{'-fp16' if args.fp16 else ''}.onnx"))
+    suffix = "".join(f"-{name}" for name in ("int8", "fp16") if getattr(args, name))
+    output = need_output(args.output or Path(f"{source.name}-{form}{suffix}.onnx"))
+    quantized: Int8Result | None = None
     # every step works on the staged file: a graph that fails a later step does not stay behind
     with Progress(enabled=not args.quiet) as progress, atomic_path(output) as staged:
         if source.model is not None:
@@ -66,11 +83,69 @@ def run(args: argparse.Namespace) -> int:
         else:
             assert source.path is not None
             made = _convert(args, source.path, form, staged, progress)
+        if int8 is not None:
+            quantized = _quantize(args, staged, int8, source.model is None, progress)
+        elif args.fp16:
+            _half(args, staged, progress)
+    if quantized is not None:
+        made["int8"] = list(quantized.notes)
+        if quantized.mixed is not None:
+            from ..quantize import write_mixed
+
+            made["search"] = write_mixed(quantized.mixed, output.parent, output.stem)
     made = {"graph": str(output), "size": size(output.stat().st_size), **made}
     if not args.quiet and args.json != "-":
         print(facts({k: "\n".join(v) if isinstance(v, list) else v for k, v in made.items()}))
-    emit_json(made, args.json)
+    emit_json(made if quantized is None else {**made, "int8_report": quantized.report}, args.json)
     return 0
+
+
+def _int8_options(args: argparse.Namespace) -> Int8Options | None:
+    """What --int8 asks for, checked; None without it."""
+    given = int8_arguments(args, args.int8, "--fp16" if args.fp16 else "no --int8")
+    if not args.int8:
+        return None
+    from ..quantize import Int8Options, check_options
+
+    given["limit"] = given.pop("calib_images")
+    options = Int8Options(**{name.removeprefix("calib_"): value for name, value in given.items()})
+    check_options(options)
+    return options
+
+
+def _quantize(
+    args: argparse.Namespace, output: Path, options: Int8Options, as_given: bool, progress: Progress
+) -> Int8Result:
+    """The float32 graph at `output`, replaced by its int8 form; `as_given`: its shape is not this command's choice."""
+    from ..quantize import quantize
+    from ..shapes import tensor_infos
+    from ..spec import HeadSpec
+    from ..surgery import load_model
+
+    model = load_model(output)
+    inputs = tensor_infos(model)
+    if as_given and args.image_size is not None and -1 not in inputs[0].shape[2:]:
+        raise InputError(
+            "The graph's image size is fixed: --image-size says what to calibrate at where it is open",
+            received="--image-size {}x{}".format(*args.image_size),
+            expected=inputs[0].describe(),
+            fix="Leave it out",
+        )
+    text = {p.key: p.value for p in model.metadata_props}.get("dhead_spec")
+    spec = None if text is None else HeadSpec.from_json(text)
+    if spec is not None and spec.image_size is None:
+        spec = spec.replace(image_size=args.image_size)  # what images are letterboxed to where the graph leaves it open
+    made = quantize(
+        model,
+        inputs,
+        spec,
+        options,
+        high="float16" if args.fp16 else "float32",
+        io_dtype="float16" if args.io_fp16 else "float32",
+        progress=progress,
+    )
+    _save(made.model, output)
+    return made
 
 
 def refuse_head_options(args: argparse.Namespace, *more: str) -> None:
@@ -107,8 +182,6 @@ def _export(args: argparse.Namespace, model: Any, form: Form, output: Path, prog
     )
     if form != first:
         _cut(args, output, form, output, progress)
-    if args.fp16:
-        _half(args, output, progress)
     compared = [f"{name}: at most {e['max']:.2e} off" for name, e in result.parity.items()]
     return {"form": form, **_described(result.spec), "against PyTorch": compared or "not compared"}
 
@@ -116,8 +189,6 @@ def _export(args: argparse.Namespace, model: Any, form: Form, output: Path, prog
 def _convert(args: argparse.Namespace, path: Path, form: Form, output: Path, progress: Progress) -> dict[str, Any]:
     """An ONNX graph: surgery."""
     conversion = _cut(args, path, form, output, progress)
-    if args.fp16:
-        _half(args, output, progress)
     report = conversion.report
     compared = [
         f"{what}: at most {report[key]:.2e} off"
