@@ -1,17 +1,26 @@
 #!/usr/bin/env python3
 """Render the real document pages that the int8 tests and examples run on, and print their folder.
 
-The pages come from PDFs in documentation packages of Debian 12 (papers, manuals and reference cards with pictures,
-tables, formulas, lists and footnotes, in English, German and Japanese): 25 to calibrate with and 25 held out, from
-different packages. `apt-get download` fetches the packages by name and version; each is checked against its sha256
-and read here, nothing is installed. pypdfium2 (PyPI) renders the pages, 1400 pixels on the long side. All of it is
-cached in $DHEAD_CACHE (default: ~/.cache/dhead_trt); a package put there by hand is used too. The documents are under
-their own free licences (/usr/share/doc/*/copyright in each package) and are not part of this repository.
+The pages come from PDFs in documentation packages of Debian 12: papers, manuals, books, reference cards and slides with
+pictures, tables, formulas, lists and footnotes, in a dozen languages. Two sets are what the tests run on, two more are
+rendered only when asked for:
 
-    python scripts/make_test_pages.py [--cache DIR]
+    calibration   25 pages to calibrate with
+    heldout       25 pages to compare methods on, of other packages
+    training     206 pages to train on: more of the packages of calibration, and of others
+    unseen       105 pages to measure a finished method on, of packages in no other set; chosen at random with a fixed
+                 seed among pages with at least 5 float32 detections, without looking at any int8 result
 
-Standard output is the folder, which holds `calibration/` and `heldout/`; everything else goes to standard error. Exit
-code 2 if the pages cannot be had.
+scripts/test_pages.json lists packages and pages. `apt-get download` fetches the packages by name and version; each is
+checked against its sha256 and read here, nothing is installed. They are 36 MB for the first two sets, 49 MB more for
+training and 97 MB for unseen. pypdfium2 (PyPI) renders the pages, 1400 pixels on the long side. All of it is cached in
+$DHEAD_CACHE (default: ~/.cache/dhead_trt); a package put there by hand is used too. The documents are under their own
+free licences (/usr/share/doc/*/copyright in each package) and are not part of this repository.
+
+    python scripts/make_test_pages.py [--sets NAME …] [--cache DIR]
+
+Standard output is the folder, which holds one folder for each set; everything else goes to standard error. Exit code 2
+if the pages cannot be had.
 """
 
 from __future__ import annotations
@@ -27,12 +36,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 LONG_SIDE = 1400  # pixels
+TABLE = Path(__file__).with_name("test_pages.json")
+DEFAULT_SETS = ("calibration", "heldout")
 _STAMP = "recipe.json"
 
 
@@ -57,118 +68,18 @@ class Package:
         return f"{self.name}_{self.version.replace(':', '%3a')}_all.deb"
 
 
-_R = "usr/lib/R/site-library"
-_DOC = "usr/share/doc"
-HELD_OUT = (
-    Package(
-        "asymptote-doc",
-        "2.85+ds-1",
-        "b2ae6e97c64ede66c1e41cc913f790b01188d198557203a2b3c500ba3495e6ca",
-        {f"{_DOC}/asymptote/CAD.pdf": (1, 6), f"{_DOC}/asymptote/asymptote.pdf": (16, 76, 166)},
-    ),
-    Package(
-        "debian-policy",
-        "4.6.2.0",
-        "ef9d01b625c3b87c3a845c2cd1b66f1a16e9240b2b9e5bee53472a00e8457a39",
-        {f"{_DOC}/debian-policy/fhs/fhs-3.0.pdf.gz": (23, 34), f"{_DOC}/debian-policy/policy.pdf.gz": (89,)},
-    ),
-    Package(
-        "debmake-doc",
-        "1.17-7",
-        "f562cf744d906b9255c60d659873609ed5f40d657d99c4a6f3f5c194c24507cf",
-        {f"{_DOC}/debmake-doc/debmake-doc.de.pdf": (67,), f"{_DOC}/debmake-doc/debmake-doc.ja.pdf": (44,)},
-    ),
-    Package(
-        "r-cran-effects",
-        "4.2.2-1",
-        "2735e1b0ed99fd3db4af8dd812ad97213845a5a3f581d2f8cf1d6efda0fecbe4",
-        {
-            f"{_R}/effects/doc/functions-supported-by-effects.pdf": (3,),
-            f"{_R}/effects/doc/predictor-effects-gallery.pdf": (10, 14, 34, 40),
-        },
-    ),
-    Package(
-        "r-cran-spacetime",
-        "1.2-8+dfsg-1",
-        "8334d95e0866e39646667bdb54c25359251764b64ee9dfe03c1fc9c515784490",
-        {f"{_R}/spacetime/doc/jss816.pdf": (1, 3, 8), f"{_R}/spacetime/doc/sto.pdf": (4, 6, 9)},
-    ),
-    Package(
-        "speex-doc",
-        "1.2.1-2",
-        "1e6d8aed480390e7d4ff49b5120bc21ed6ec7e5ab14419cda47dc863a5017bf1",
-        {f"{_DOC}/speex/manual.pdf.gz": (10, 25, 30)},
-    ),
-    Package(
-        "yorick-doc",
-        "2.2.04+dfsg1-12",
-        "dc45c2b3da84449791f7f183281eac68e043a3fcda553f529466b4ae02f830ad",
-        {f"{_DOC}/yorick-doc/refs.pdf.gz": (1,)},
-    ),
-)
-CALIBRATION = (
-    Package(
-        "dblatex-doc",
-        "0.3.12py3-2",
-        "d5071654a04581ea023604cb2705ef71d13677a054023616ae9a8172a67f92f4",
-        {f"{_DOC}/dblatex/manual.pdf.gz": (44,), f"{_DOC}/dblatex/release-notes.pdf.gz": (6,)},
-    ),
-    Package(
-        "evolver-doc",
-        "2.70+ds-8",
-        "984a35359bdd3fe4f5545bc023ac47e63e3b4fc9365d73a80ff4a4a36fe19f7f",
-        {f"{_DOC}/evolver/manual270.pdf": (23, 45)},
-    ),
-    Package(
-        "form-doc",
-        "4.3.0+git20230104+ds-1",
-        "56a95b57c823648856bc00151fb12ab11e89fcf39dd7bce4b6203cd38078ffd5",
-        {f"{_DOC}/form-doc/manual.pdf": (22, 108)},
-    ),
-    Package(
-        "gnuplot-doc",
-        "5.4.4+dfsg1-2",
-        "73fe1816a296594cf6a1d38528f8d740fd650f57a2cb62e029f7920fcd5b31f0",
-        {f"{_DOC}/gnuplot/gnuplot.pdf": (120, 239)},
-    ),
-    Package(
-        "ifeffit-doc",
-        "2:1.2.11d-12.5",
-        "3c9d7101295368e82f1eb342222b28d21b2208610a784ce52ca25f948ca9de91",
-        {f"{_DOC}/ifeffit/pdf/autobk.pdf": (18,), f"{_DOC}/ifeffit/pdf/diffkk.pdf": (13,)},
-    ),
-    Package(
-        "mrbayes-doc",
-        "3.2.7a-6",
-        "a2be3335a6936f4b2c31edb757dc0f585423f0e39909184e1e15adcaac45a999",
-        {f"{_DOC}/mrbayes/Manual_MrBayes_v3.2.pdf": (40,)},
-    ),
-    Package(
-        "ngspice-doc",
-        "39.3+ds-1",
-        "65153e2a2974781507c2331e59ab1f9333b0cffc72388188eb2c0e0ffba2767a",
-        {f"{_DOC}/ngspice-doc/manual.pdf.gz": (55, 165, 550)},
-    ),
-    Package(
-        "quilt",
-        "0.67+really0.66-1",
-        "a540ed782849c6f175eabc8551a5c365bfda1b7a52d836b7f0c7ef05ecccc4eb",
-        {f"{_DOC}/quilt/quilt.pdf": (4, 5)},
-    ),
-    Package(
-        "r-cran-vcd",
-        "1:1.4-11-1",
-        "959639853b06a9056b4494e145bf84394a329805645e80c4384091323b6c6ae4",
-        {f"{_R}/vcd/doc/residual-shadings.pdf": (2, 5), f"{_R}/vcd/doc/strucplot.pdf": (4, 11, 19, 37)},
-    ),
-    Package(
-        "sketch-doc",
-        "1:0.3.7-12",
-        "6d14e09b549992c2ea390a1bd1157fedbc119e9dabb4257691310f77c2492012",
-        {f"{_DOC}/sketch-doc/sketch.pdf.gz": (8, 23, 45)},
-    ),
-)
-SETS = {"calibration": CALIBRATION, "heldout": HELD_OUT}
+def _sets() -> dict[str, tuple[Package, ...]]:
+    table = json.loads(TABLE.read_text("utf-8"))
+    return {
+        kind: tuple(
+            Package(name, **table["packages"][name], pages={member: tuple(n) for member, n in pages.items()})
+            for name, pages in wanted.items()
+        )
+        for kind, wanted in table["sets"].items()
+    }
+
+
+SETS: Mapping[str, tuple[Package, ...]] = _sets()
 
 
 class PagesError(Exception):
@@ -177,15 +88,19 @@ class PagesError(Exception):
 
 @dataclass(frozen=True)
 class Pages:
-    """Folders of PNG files.
+    """Folders of PNG files, of which those exist that were asked for.
 
     Attributes:
         calibration: to calibrate with.
-        heldout: to measure on; of other documents.
+        heldout: to compare methods on; of other documents.
+        training: to train on; more of the documents of `calibration`, and others.
+        unseen: to measure a finished method on; of documents in no other set.
     """
 
     calibration: Path
     heldout: Path
+    training: Path
+    unseen: Path
 
 
 def cache_dir() -> Path:
@@ -194,20 +109,30 @@ def cache_dir() -> Path:
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dhead_trt"
 
 
-def fetch(cache: Path | None = None) -> Pages:
+def fetch(cache: Path | None = None, sets: Sequence[str] = DEFAULT_SETS) -> Pages:
     """The rendered pages, made on first use.
 
     Args:
         cache: folder to keep packages and pages in; None: `cache_dir()`.
+        sets: names from SETS; the others are left as they are.
 
     Raises:
-        PagesError: pypdfium2 or apt-get is missing, a package cannot be downloaded, or a sha256 does not match.
+        PagesError: there is no such set, pypdfium2 or apt-get is missing, a package cannot be downloaded, or a sha256
+            does not match.
     """
+    unknown = sorted(set(sets) - set(SETS))
+    if unknown:
+        raise PagesError(f"there is no set {', '.join(unknown)}: the sets are {', '.join(SETS)}.")
     cache = cache or cache_dir()
     folder = cache / "pages"
-    pages = Pages(folder / "calibration", folder / "heldout")
-    if _whole(folder):
-        return pages
+    for kind in sets:
+        if not _whole(folder, kind):
+            _make(kind, cache, folder)
+    return Pages(**{kind: folder / kind for kind in SETS})
+
+
+def _make(kind: str, cache: Path, folder: Path) -> None:
+    """Renders one set beside the cache's folders and moves it in."""
     try:
         import pypdfium2
     except ImportError as e:
@@ -217,38 +142,39 @@ def fetch(cache: Path | None = None) -> Pages:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".pages-", dir=cache) as work:
-            made = Path(work) / "pages"
-            for kind, packages in SETS.items():
-                (made / kind).mkdir(parents=True)
-                for package in packages:
-                    _render(pypdfium2, package, _deb(package, cache / "debs", Path(work)), made / kind)
-            (made / _STAMP).write_text(_recipe(), "utf-8")
-            if folder.exists() and not _whole(folder):
-                os.replace(folder, Path(work) / "old")
-            os.replace(made, folder)  # same file system, so a reader sees all the pages or none
+            made = Path(work) / kind
+            made.mkdir()
+            for package in SETS[kind]:
+                _render(pypdfium2, package, _deb(package, cache / "debs", Path(work)), made)
+            (made / _STAMP).write_text(_recipe(kind), "utf-8")
+            folder.mkdir(exist_ok=True)
+            if (folder / kind).exists() and not _whole(folder, kind):
+                os.replace(folder / kind, Path(work) / "old")
+            os.replace(made, folder / kind)  # same file system, so a reader sees all the pages or none
     except OSError as e:
-        if _whole(folder):  # another process was faster
-            return pages
+        if _whole(folder, kind):  # another process was faster
+            return
         raise PagesError(f"cannot write to the cache {cache}: {e}. Set DHEAD_CACHE to a writable folder.") from e
-    return pages
 
 
-def _whole(folder: Path) -> bool:
-    stamp = folder / _STAMP
-    return stamp.is_file() and stamp.read_text("utf-8") == _recipe() and all(p.is_file() for p in _files(folder))
+def _whole(folder: Path, kind: str) -> bool:
+    stamp = folder / kind / _STAMP
+    return (
+        stamp.is_file()
+        and stamp.read_text("utf-8") == _recipe(kind)
+        and all(p.is_file() for p in _files(folder / kind, SETS[kind]))
+    )
 
 
-def _recipe() -> str:
-    """What the pages are made of: another recipe makes them anew."""
-    sets = {kind: [asdict(p) for p in packages] for kind, packages in SETS.items()}
-    return json.dumps({"long_side": LONG_SIDE, **sets}, indent=1)
+def _recipe(kind: str) -> str:
+    """What the pages of a set are made of: another recipe makes them anew."""
+    return json.dumps({"long_side": LONG_SIDE, kind: [asdict(p) for p in SETS[kind]]}, indent=1)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for kind, packages in SETS.items():
-        for package in packages:
-            for member, numbers in package.pages.items():
-                yield from (folder / kind / _page_name(package, member, n) for n in numbers)
+def _files(folder: Path, packages: Sequence[Package]) -> Iterator[Path]:
+    for package in packages:
+        for member, numbers in package.pages.items():
+            yield from (folder / _page_name(package, member, n) for n in numbers)
 
 
 def _page_name(package: Package, member: str, number: int) -> str:
@@ -317,15 +243,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--cache", type=Path, help="folder to keep them in (default: $DHEAD_CACHE or ~/.cache/dhead_trt)"
     )
+    parser.add_argument(
+        "--sets", nargs="+", default=DEFAULT_SETS, choices=tuple(SETS), help="what to render (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     try:
-        pages = fetch(arguments.cache)
+        pages = fetch(arguments.cache, arguments.sets)
     except PagesError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    counts = ", ".join(f"{len(list(p.glob('*.png')))} in {p.name}" for p in (pages.calibration, pages.heldout))
+    folder = pages.calibration.parent
+    counts = ", ".join(f"{len(list((folder / kind).glob('*.png')))} in {kind}" for kind in arguments.sets)
     print(f"{counts}, {LONG_SIDE} px on the long side", file=sys.stderr)
-    print(pages.calibration.parent)
+    print(folder)
     return 0
 
 
