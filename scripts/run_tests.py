@@ -3,10 +3,7 @@
 
     python scripts/run_tests.py --jobs 2 [pytest arguments]
 
-In long-lived processes the next signal with a Python handler (SIGCHLD after a child's end, SIGINT) has ended test
-workers without a trace: a SIGSEGV from the kernel, whose cause is not found yet. Here no file sees what another left
-behind, and a process that a signal ended is named with its signal. Such a file is run once more, and said to have been:
-if it dies again, or a test fails then, the whole fails.
+So no file sees what another left behind, and a process that a signal ended is named with its signal.
 
 Exit code: 0 if all passed (skipped tests are listed with their reasons), else 1.
 """
@@ -47,22 +44,20 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=1800, help="seconds that one file may take (default 1800)")
     args, rest = parser.parse_known_args()
     files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda f: f.stat().st_size, reverse=True)
-    started, total, failed, skipped, again = time.monotonic(), Counter[str](), [], [], []
+    started, total, failed, skipped = time.monotonic(), Counter[str](), [], []
     with ThreadPoolExecutor(args.jobs) as pool:
         for file, (code, text) in zip(files, pool.map(lambda f: run(f, rest, args.limit), files), strict=True):
             name = file.relative_to(ROOT)
-            if code < 0:
-                again.append(f"{name}: ended by {signal.Signals(-code).name}, run once more")
-                print(f"{again[-1]}; so far it had printed:\n{text}", flush=True)
-                code, text = run(file, rest, args.limit)
             last = text.rstrip().rsplit("\n", 1)[-1].strip("= ")
+            if code < 0:
+                last = f"ended by {signal.Signals(-code).name}"
             print(f"{'ok    ' if code in (0, NOTHING_SELECTED) else 'FAILED'} {name}  {last}", flush=True)
             total.update({kind.rstrip("s"): int(n) for n, kind in COUNT.findall(last)})
             skipped += [line for line in text.splitlines() if line.startswith("SKIPPED")]
             if code not in (0, NOTHING_SELECTED):
                 failed.append(str(name))
                 print(text, flush=True)
-    print("\n".join(["", *skipped, *again]))
+    print("\n".join(["", *skipped]))
     kinds = ("passed", "failed", "error", "skipped", "warning")
     counts = ", ".join(f"{total[kind]} {kind}" for kind in kinds if total[kind])
     print(f"== {counts or 'no tests'} in {len(files)} files, {time.monotonic() - started:.0f} s")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import small_models as small
+from dhead_trt.backends.openvino import new_core
 from dhead_trt.build import build
 from dhead_trt.calibration import Ranges, calibrate
 from dhead_trt.engine import Engine
@@ -274,7 +275,7 @@ def test_openvino_concat_block() -> None:
 
     model = block()
     made = to_int8(model, ranges_of(model)).model
-    core = ov.Core()
+    core = new_core(ov)
     x = feeds()[0]
     compiled = core.compile_model(
         core.read_model(unsigned_activations(made).SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import small_models
+from dhead_trt.backends.openvino import new_core
 from dhead_trt.calibration import calibrate
 from dhead_trt.precision.int8 import to_int8
 from dhead_trt.precision.raw_run import MapRunner
@@ -69,7 +70,7 @@ def test_openvino_computes_what_the_graph_says() -> None:
     want = MapRunner(model, threads=1).run(feeds)["y"]
 
     def error(graph: onnx.ModelProto) -> float:
-        core = openvino.Core()
+        core = new_core(openvino)
         options = {"INFERENCE_PRECISION_HINT": "f32"}
         compiled = core.compile_model(core.read_model(graph.SerializeToString()), "CPU", options)
         (got,) = compiled(feeds).values()

@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..errors import ArtifactError, BackendUnavailable, BuildError, InputError
 from ..winograd import use_winograd
 from .base import Availability, BuildRequest, BuildResult, Runner, copied
 
-__all__ = ["OpenVINOBackend"]
+__all__ = ["OpenVINOBackend", "new_core"]
 
 _log = logging.getLogger("dhead_trt")
 _INSTALL = 'pip install "dhead-trt[cpu]"'
@@ -39,6 +39,26 @@ def _import() -> Any:
     except ImportError as e:
         raise BackendUnavailable("OpenVINO is not installed", received=str(e), fix=_INSTALL) from e
     return openvino
+
+
+def new_core(ov: Any) -> Any:
+    """A core whose CPU plugin leaves the calling thread's signal stack alone.
+
+    The plugin (2026.4.1) puts an alternate signal stack of its own on the thread that loads it, and unmaps it when the
+    core and what it compiled are gone, without taking it off that thread if they go on another thread or not in
+    reverse order of loading. The kernel then has nowhere to write the next signal with a Python handler, such as
+    Ctrl-C, and ends the process with SIGSEGV. So the thread that loads the plugin is one that ends here.
+    """
+    core = ov.Core()
+
+    def load() -> None:
+        with suppress(RuntimeError):  # raised again, to the caller, where the device is used
+            core.get_versions("CPU")
+
+    thread = threading.Thread(target=load, name="dhead-openvino", daemon=True)
+    thread.start()
+    thread.join()
+    return core
 
 
 class OpenVINOBackend:
@@ -65,7 +85,7 @@ class OpenVINOBackend:
         """Builds and runs wherever the package imports and finds a CPU device."""
         try:
             ov = _import()
-            core = ov.Core()
+            core = new_core(ov)
             devices = list(core.available_devices)
             detail = {"devices": ", ".join(devices)}
             if "CPU" in devices:
@@ -101,7 +121,7 @@ class OpenVINOBackend:
                 received=", ".join(request.compute_capabilities),
                 expected="none, for openvino",
             )
-        core = ov.Core()
+        core = new_core(ov)
         request.progress("OpenVINO: converting", 0.0)
         graph, replaced = use_winograd(request.model) if winograd else (request.model, 0)
         if request.precision == "int8":
@@ -147,7 +167,7 @@ class OpenVINOBackend:
             raise InputError(
                 "The performance hint is not known", received=repr(hint), expected="'latency' or 'throughput'"
             )
-        core = ov.Core()
+        core = new_core(ov)
         try:
             requested, precision, note = _hint(core, device, artifact.precision)
         except RuntimeError as e:
