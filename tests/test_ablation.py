@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("faster_coco_eval")
 pytest.importorskip("safetensors")
 
+import torch_fixtures  # noqa: E402
 from dhead_trt.errors import InputError  # noqa: E402
 from dhead_trt.training.ablation import (  # noqa: E402
     CONFIGURATIONS,
@@ -112,13 +113,7 @@ def test_macs():
 # ---- runs for real ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The networks here are too small for more: threads would wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = torch_fixtures.one_thread_per_file
 
 
 @pytest.fixture(scope="module")

@@ -9,27 +9,19 @@ import numpy as np
 import onnx
 import pytest
 
+import int8_fixtures
 import small_models
 from dhead_trt.calibration import Ranges, calibrate
 from dhead_trt.errors import BuildError, InputError
 from dhead_trt.postprocess import detect
 from dhead_trt.precision.gate import Gate, measure, require
 from dhead_trt.precision.int8 import to_int8
-from dhead_trt.precision.layers import quantizable
 from dhead_trt.precision.raw_run import MapRunner, raw_graph
 from dhead_trt.precision.sensitivity import rank_layers
 from dhead_trt.spec import HeadSpec
 from onnx_tools import run, set_initializer
 
-
-@pytest.fixture(scope="module")
-def model() -> onnx.ModelProto:
-    return onnx.load_from_string(small_models.onnx_bytes("detector"))
-
-
-@pytest.fixture(scope="module")
-def ranges(model: onnx.ModelProto) -> Ranges:
-    return calibrate(model, [{"images": small_models.images(4, seed)} for seed in range(2)], threads=2)
+model, ranges = int8_fixtures.model, int8_fixtures.ranges
 
 
 def held_out(count: int = 3) -> list[np.ndarray]:
@@ -42,9 +34,7 @@ def spec_of(model: onnx.ModelProto) -> HeadSpec:
 
 def broken(model: onnx.ModelProto, ranges: Ranges, layer: str) -> onnx.ModelProto:
     """int8 with the scale of one layer's input 20 times too large."""
-    name = next(x.input for x in quantizable(model) if x.name == layer)
-    low, high = ranges.tensors[name]
-    return to_int8(model, Ranges({**ranges.tensors, name: (20 * low, 20 * high)}, "minmax")).model
+    return to_int8(model, int8_fixtures.spoiled(model, ranges, layer)).model
 
 
 def test_a_graph_agrees_with_itself(model: onnx.ModelProto) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 import small_models
+import torch_fixtures
 from dhead_trt.backends import BuildRequest, get_backend
 from dhead_trt.errors import GraphError, InputError
 from dhead_trt.export import export_onnx
@@ -24,14 +24,7 @@ from onnx_tools import run
 
 SIZE = small_models.SIZE
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These layers are too small for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = torch_fixtures.one_thread
 
 
 def batches(count: int = 3, seed: int = 0) -> list[list[torch.Tensor]]:

@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
+import int8_fixtures
 import small_models
-from dhead_trt.calibration import Ranges, calibrate
+from dhead_trt.calibration import Ranges
 from dhead_trt.errors import GraphError, InputError
 from dhead_trt.precision.gate import Gate, measure
 from dhead_trt.precision.int8 import to_int8
@@ -23,23 +24,12 @@ from dhead_trt.precision.sensitivity import Sensitivity, rank_layers
 
 BAD = "/backbone/stem/stem.2/Conv"
 
-
-@pytest.fixture(scope="module")
-def model() -> onnx.ModelProto:
-    return onnx.load_from_string(small_models.onnx_bytes("detector"))
-
-
-@pytest.fixture(scope="module")
-def good(model: onnx.ModelProto) -> Ranges:
-    return calibrate(model, [{"images": small_models.images(4, seed)} for seed in range(2)], threads=2)
+model, good = int8_fixtures.model, int8_fixtures.ranges
 
 
 @pytest.fixture(scope="module")
 def bad(model: onnx.ModelProto, good: Ranges) -> Ranges:
-    """The same, with the scale of one layer's input 20 times too large."""
-    name = next(x.input for x in quantizable(model) if x.name == BAD)
-    low, high = good.tensors[name]
-    return Ranges({**good.tensors, name: (20 * low, 20 * high)}, "minmax")
+    return int8_fixtures.spoiled(model, good, BAD)
 
 
 def images(count: int = 5) -> list[np.ndarray]:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+import torch_fixtures
 from dhead_trt.cli import main
 from dhead_trt.errors import InputError
 from dhead_trt.heads import BackboneSize
@@ -45,14 +45,7 @@ from dhead_trt.training.plots import moving
 TINY = BackboneSize((4, 8, 8, 8, 8), (8, 8, 8), (1, 1, 1, 1))
 SIZE = (64, 64)
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny networks: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = torch_fixtures.one_thread
 
 
 class Listed:

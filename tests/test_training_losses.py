@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
 
+import torch_fixtures
 from dhead_trt.errors import InputError
 from dhead_trt.spec import HeadSpec
 from dhead_trt.training import (
@@ -28,14 +28,7 @@ from dhead_trt.training import (
 from dhead_trt.training.assign import Anchors, pad_targets
 from dhead_trt.training.boxes import pairwise_iou
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = torch_fixtures.one_thread
 
 
 def boxes(number: int, seed: int = 0) -> torch.Tensor:
