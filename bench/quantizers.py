@@ -306,7 +306,7 @@ def compare(subject: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        model, data, held_out = prepare(folder, args.images or calibration, held)
+        model, data, held_out = prepare(folder, args.images or calibration, args.held or held)
         onnx.save(model, folder / "model.onnx")
         np.savez(folder / "calibration.npz", **{n: np.concatenate([r[n] for r in data]) for n in data[0]})
         (folder / "keep.json").write_text(json.dumps([layer.name for layer in quantizable(model) if layer.last]))
@@ -354,6 +354,7 @@ def main() -> None:
     parser.add_argument("--subject", nargs="*", choices=SUBJECTS, default=["head", "scenes-head"])
     parser.add_argument("--quantizer", nargs="*", choices=QUANTIZERS, default=list(QUANTIZERS))
     parser.add_argument("--images", type=int, help="items to calibrate on (default: 8, 64, 6 of the three subjects)")
+    parser.add_argument("--held", type=int, help="items to measure on (default: 4, 300, 25)")
     parser.add_argument("--python", nargs="*", default=[], help="interpreters that have what this one has not")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, help="JSON of the rows")

@@ -76,7 +76,7 @@ def calibrate(
         known = _cached(Path(cache), identity, fingerprint, method, options)
         if known is not None:
             return known
-    histograms, images, seen = _collect(model, data, method != "minmax", threads, progress)
+    histograms, images, seen = _collect(model, data, method != "minmax", fingerprint is None, threads, progress)
     if images == 0:
         raise InputError("There is no calibration data", received=data.source, expected="at least one image")
     if expected is not None and images < expected:
@@ -154,7 +154,12 @@ def _range(histogram: Histogram, method: str, options: dict[str, float]) -> tupl
 
 
 def _collect(
-    model: ModelProto, data: CalibrationBatches, count: bool, threads: int | None, progress: ProgressCallback | None
+    model: ModelProto,
+    data: CalibrationBatches,
+    count: bool,
+    hashing: bool,
+    threads: int | None,
+    progress: ProgressCallback | None,
 ) -> tuple[dict[str, Histogram], int, str]:
     """(histogram of each tensor, images seen, hash of the data)."""
     tell = progress or _silent
@@ -170,8 +175,9 @@ def _collect(
         for name in sorted(batch):
             if not np.isfinite(batch[name]).all():
                 raise InputError(f"The calibration data holds NaN or infinity at {label}", received=f"input {name!r}")
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(batch[name]).tobytes())
+            if hashing:
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(batch[name]).tobytes())
             if name in histograms:
                 histograms[name].add(batch[name], count=count)
         for part in _parts(inside, shapes):
