@@ -17,6 +17,7 @@ from dhead_trt.build import build
 from dhead_trt.calibration import Ranges
 from dhead_trt.cli import main
 from dhead_trt.errors import DheadError, InputError
+from dhead_trt.precision.search import Mixed, Trial
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +281,7 @@ def test_npz_of_another_model(head: bytes, detector: bytes, tmp_path: Path) -> N
         ({"auto_mixed": "none.json"}, "cannot be read"),
         ({"auto_mixed": True, "min_agreement": None}, "needs a min_agreement"),
         ({"auto_mixed": True, "calibration": "random"}, "needs images"),
+        ({"auto_mixed": True, "calibration": iter([])}, "needs images"),
         ({"calibration": "none.json"}, "calibration cannot be read"),
     ],
 )
@@ -289,6 +291,25 @@ def test_arguments_are_checked_first(tmp_path: Path, options: dict[str, Any], me
     with pytest.raises(InputError, match=message):
         make("no such model.onnx", tmp_path / "e", **(good | options))
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_are_known_before_anything_runs(detector: bytes, tmp_path: Path) -> None:
+    """Else a slip would cost the calibration."""
+    phases: list[str] = []
+    three = folder_of(tmp_path / "three", [picture(i) for i in range(3)])
+    other = tmp_path / "other-mixed.json"
+    trial = Trial((), 1.0, 0.5, 0.5, 0.5)
+    Mixed((), 0.5, trial, (trial,), None, {"model": "0" * 64}).save(other)
+    for options, message in (
+        ({"keep": ["none"]}, "keep names no layer of this graph: received none"),
+        ({"keep": "none"}, "keep names no layer of this graph: received none"),
+        ({"auto_mixed": True}, "auto_mixed needs images"),
+        ({"auto_mixed": other}, "mixed-precision result is of something else"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make(detector, tmp_path / "e", three, progress=lambda p, f=None: phases.append(p), **options)
+    assert "calibrating" not in phases
+    assert not list(tmp_path.glob("e*"))
 
 
 def test_a_cache_that_is_none(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def check_options(options: Int8Options) -> None:
     if options.auto_mixed is True:
         if options.min_agreement is None:
             raise InputError("auto_mixed needs a min_agreement to reach", received="None", expected="0 to 1")
-        if held is None and (ready or _is_random(source)):
+        if held is None and (ready or _is_random(source) or isinstance(source, Iterator)):
             raise InputError(
                 "auto_mixed needs images to measure on",
                 received="none held out",

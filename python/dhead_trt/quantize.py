@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -82,7 +81,14 @@ def quantize(
             expected="a supported detector",
             fix="Name the layers to leave in high precision (keep=, --keep)",
         )
+    _check_layers(options, model)
     data, held_out, notes = int8_data(options, inputs, spec)
+    if options.auto_mixed is True and held_out is None:
+        raise InputError(
+            "auto_mixed needs images to measure on",
+            received="none held out",
+            fix="Give held-out images (--held-out), or calibrate on more files",
+        )
     if data is None:
         ranges = _known(options, model, held_out)
     else:
@@ -131,6 +137,21 @@ def quantize(
     )
 
 
+def _check_layers(options: Int8Options, model: ModelProto) -> None:
+    """Refuses names of no layer, and the replay of another model's choice, before anything is calibrated."""
+    from .precision import quantizable
+
+    names = {layer.name for layer in quantizable(model)} if options.keep else set()
+    if unknown := sorted(set(options.keep) - names):
+        raise InputError(
+            "keep names no layer of this graph", received=", ".join(unknown[:5]), expected=", ".join(sorted(names)[:3])
+        )
+    if options.auto_mixed not in (True, False) and not isinstance(options.calibration, Ranges):
+        from .precision.search import Mixed
+
+        Mixed.load(str(options.auto_mixed), hashes={"model": model_sha256(model)})
+
+
 def _known(options: Int8Options, model: ModelProto, held_out: CalibrationBatches | None) -> Ranges:
     """Ranges that were given, if they are of this model, and not of the very data that shall prove them."""
     ranges = ready_ranges(options)
@@ -153,14 +174,7 @@ def _known(options: Int8Options, model: ModelProto, held_out: CalibrationBatches
 def _replayed(options: Int8Options, model: ModelProto, ranges: Ranges) -> Mixed:
     from .precision.search import Mixed
 
-    if options.auto_mixed is True:
-        raise InputError(
-            "auto_mixed needs images to measure on",
-            received="none held out",
-            fix="Give held-out images (--held-out), or calibrate on image files",
-        )
-    path = Path(os.fspath(str(options.auto_mixed)))
-    return Mixed.load(path, hashes={"model": ranges.model_sha256})
+    return Mixed.load(str(options.auto_mixed), hashes={"model": ranges.model_sha256})
 
 
 def _prove(
