@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
+from dhead_trt.build import build
 from dhead_trt.export import export_onnx
 from dhead_trt.heads import StablePyramidHead, WholeModel, YOLOv8DecoupledHead
 
@@ -93,6 +95,18 @@ def features(batch: int = 1, seed: int = 0, size: tuple[int, int] = SIZE) -> lis
 def images(batch: int = 1, seed: int = 0, size: tuple[int, int] = SIZE) -> np.ndarray:
     """Input of the detector: every image differs from the others."""
     return np.random.default_rng(seed).random((batch, 3, *size)).astype(np.float32)
+
+
+def picture(size: tuple[int, int], seed: int = 0, blocks: tuple[int, int] = (5, 6)) -> Image.Image:
+    """Blotches of colour, (height, width): neighbouring pixels are alike as in photographs."""
+    small = np.random.default_rng(seed).integers(0, 256, (*blocks, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+
+
+def openvino_plan(output: Path | str, **options: Any) -> Path:
+    """The detector built for OpenVINO, raw maps out, of any batch and size that the options allow."""
+    model = onnx_bytes("detector", "raw", True, True)
+    return build(model, "openvino", output=output, verify=False, **options).plan
 
 
 def torch_maps(model: Any, inputs: Any) -> dict[str, np.ndarray]:

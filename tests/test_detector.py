@@ -31,9 +31,7 @@ SIZES = [(64, 96), (50, 41), (200, 333), (33, 90), (128, 192), (7, 70), (96, 64)
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """Blotches of colour, so that neighbouring pixels are alike as in photographs."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return np.asarray(small_models.picture(size, seed))
 
 
 def pictures() -> list[np.ndarray]:
@@ -41,8 +39,7 @@ def pictures() -> list[np.ndarray]:
 
 
 def built(folder: Path, name: str, **options: Any) -> Path:
-    model = small_models.onnx_bytes("detector", "raw", True, True)
-    return build(model, "openvino", output=folder / name, verify=False, **{"image_size": (H, W), **options}).plan
+    return small_models.openvino_plan(folder / name, **{"image_size": (H, W), **options})
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 import small_models
-from dhead_trt.build import build
 from dhead_trt.detections import Detections
 from dhead_trt.detector import Detector
 from dhead_trt.engine import Engine
@@ -37,9 +36,8 @@ def picture(i: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = small_models.onnx_bytes("detector", "raw", True, True)
     folder = tmp_path_factory.mktemp("engine")
-    return build(model, "openvino", output=folder / "small", image_size=(96, 128), batch=(1, 1, 2), verify=False).plan
+    return small_models.openvino_plan(folder / "small", image_size=(96, 128), batch=(1, 1, 2))
 
 
 @pytest.fixture

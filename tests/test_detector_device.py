@@ -20,7 +20,6 @@ from dhead_trt import _batches, _device, _device_images
 from dhead_trt import cuda as cuda_front
 from dhead_trt.artifact import Artifact
 from dhead_trt.baked import Baked
-from dhead_trt.build import build
 from dhead_trt.cuda import Nv12
 from dhead_trt.detector import Detector
 from dhead_trt.engine import Engine
@@ -99,15 +98,11 @@ def pictures() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    model, folder = small_models.onnx_bytes("detector", "raw", True, True), tmp_path_factory.mktemp("engines")
-
-    def made(name: str, **options: Any) -> Path:
-        return build(model, "openvino", output=folder / name, verify=False, **options).plan
-
+    folder, made = tmp_path_factory.mktemp("engines"), small_models.openvino_plan
     return {
-        "three": made("three", image_size=SIZE, batch=(1, 2, 3)),
-        "full": made("full", image_size=SIZE, batch=4),
-        "sizes": made("sizes", image_size=((64, 64), SIZE, SIZE), batch=(1, 1, 3)),
+        "three": made(folder / "three", image_size=SIZE, batch=(1, 2, 3)),
+        "full": made(folder / "full", image_size=SIZE, batch=4),
+        "sizes": made(folder / "sizes", image_size=((64, 64), SIZE, SIZE), batch=(1, 1, 3)),
     }
 
 

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import small_models
 from conftest import ROOT
-from dhead_trt.build import build
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
@@ -19,12 +17,10 @@ pytest.importorskip("openvino", reason="OpenVINO is not installed")
 def test_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
     monkeypatch.chdir(tmp_path)
-    model = small_models.onnx_bytes("detector", "raw", True, True)
-    build(model, "openvino", output="engine", image_size=(96, 128), verify=False)
+    small_models.openvino_plan("engine", image_size=(96, 128))
     writer = cv2.VideoWriter("drive.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (128, 96))
     for i, name in enumerate(("street.jpg", "crossing.png")):
-        small = np.random.default_rng(i).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-        picture = Image.fromarray(small).resize((128, 96), Image.Resampling.BICUBIC)
+        picture = small_models.picture((96, 128), i, (4, 5))
         picture.save(name)
         writer.write(np.asarray(picture)[:, :, ::-1].copy())
     writer.release()

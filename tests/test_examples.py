@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import dhead_trt
 import small_models
@@ -30,8 +29,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(folder / "model.onnx", "openvino", output=folder / "engine", batch=1, verify=False)
     (folder / "images").mkdir()
     for i in range(3):
-        small = np.random.default_rng(i).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((120 + i, 90), Image.Resampling.BICUBIC).save(folder / "images" / f"{i}.png")
+        small_models.picture((90, 120 + i), i, (4, 5)).save(folder / "images" / f"{i}.png")
     return folder
 
 

@@ -18,7 +18,6 @@ from PIL import Image
 
 import small_models
 from dhead_trt import cli
-from dhead_trt.build import build
 from dhead_trt.detections import Detections
 from dhead_trt.detector import Detector
 from dhead_trt.errors import InputError
@@ -30,9 +29,8 @@ SIZE = (96, 128)
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = small_models.onnx_bytes("detector", "raw", True, True)
     folder = tmp_path_factory.mktemp("engine")
-    return build(model, "openvino", output=folder / "small", image_size=SIZE, batch=(1, 1, 4), verify=False).plan
+    return small_models.openvino_plan(folder / "small", image_size=SIZE, batch=(1, 1, 4))
 
 
 @pytest.fixture
@@ -42,8 +40,7 @@ def detector(plan: Path) -> Iterator[Detector]:
 
 
 def blocks(seed: int, height: int = 80, width: int = 100) -> np.ndarray:
-    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(small_models.picture((height, width), seed, (4, 5)))
 
 
 @pytest.fixture(scope="module")

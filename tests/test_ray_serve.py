@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import serving_env
 import small_models
-from dhead_trt.build import build
 from dhead_trt.detections import Detections
 from dhead_trt.detector import Detector
 
@@ -47,19 +45,15 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def plan(folder: Path) -> Path:
-    model = small_models.onnx_bytes("detector", "raw", True, True)
-    output = folder / "small"
-    return build(model, "openvino", output=output, verify=False, image_size=(256, 320), batch=(1, 2, 4)).plan
+    return small_models.openvino_plan(folder / "small", image_size=(256, 320), batch=(1, 2, 4))
 
 
 @pytest.fixture(scope="module")
 def images(folder: Path) -> list[Path]:
     paths = []
     for seed in range(8):
-        small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
         paths.append(folder / f"{seed}.png")
-        size = (333 - 17 * seed, 90 + 31 * seed)
-        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(paths[-1])
+        small_models.picture((90 + 31 * seed, 333 - 17 * seed), seed).save(paths[-1])
     return paths
 
 

@@ -48,11 +48,6 @@ NAMES = ("car", "bus", 'a "quoted" name', "vélo", "dog")
 PYTRITON = "nvidia-pytriton==0.7.0"
 
 
-def picture(size: tuple[int, int], seed: int) -> Image.Image:
-    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-
-
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     made = serving_env.scratch("dhead-triton-")
@@ -62,9 +57,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def plan(folder: Path) -> Path:
-    model = small_models.onnx_bytes("detector", "raw", True, True)
-    output = folder / "plans" / "small"
-    made = build(model, "openvino", output=output, verify=False, image_size=(256, 320), batch=(1, 4, 8))
+    made = Artifact.load(small_models.openvino_plan(folder / "plans" / "small", image_size=(256, 320), batch=(1, 4, 8)))
     assert made.spec is not None
     replace(made, spec=replace(made.spec, names=NAMES)).save()
     return made.plan
@@ -77,7 +70,7 @@ def images(folder: Path) -> list[Path]:
     for seed in range(12):
         size = (240, 320) if seed % 2 else (90 + 31 * seed, 333 - 17 * seed)
         paths.append(folder / "images" / f"{seed}.png")
-        picture(size, seed).save(paths[-1])
+        small_models.picture(size, seed).save(paths[-1])
     return paths
 
 

@@ -198,9 +198,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "images").mkdir()
     with Detector(plan, threads=1) as detector:
         for i in range(6):
-            small = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
             name = f"{i}.png"
-            Image.fromarray(small).resize((100 + 9 * i, 90), Image.Resampling.BICUBIC).save(home / "images" / name)
+            small_models.picture((90, 100 + 9 * i), i, (4, 4)).save(home / "images" / name)
             images.append({"id": 100 + i, "file_name": name})
             for row in detector(home / "images" / name, conf=0.5):
                 left, top, right, bottom = row.xyxy

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import small_models
-from dhead_trt.build import build
 from dhead_trt.detector import Detector
 from dhead_trt.errors import BackendUnavailable, InputError
 from dhead_trt.video import Video
@@ -44,9 +43,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detector]:
-    model = small_models.onnx_bytes("detector", "raw", True, True)
-    folder = tmp_path_factory.mktemp("engine")
-    plan = build(model, "openvino", output=folder / "small", image_size=SIZE, verify=False).plan
+    plan = small_models.openvino_plan(tmp_path_factory.mktemp("engine") / "small", image_size=SIZE)
     with Detector(plan, threads=1, queue=4) as d:
         yield d
 

@@ -37,17 +37,13 @@ from dhead_trt.detector import Detector
 from dhead_trt.engine import Engine
 from dhead_trt.errors import InputError
 from dhead_trt.view import Inspector, Viewer, server
+from small_models import picture
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
 FILES = ("index.html", "view.css", "view.js", "icon.svg")
 CONF = 0.5
 LIMIT = 300_000  # bytes of an upload, of the server under test
-
-
-def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -69,8 +65,7 @@ def huge_png(width: int, height: int) -> bytes:
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("secret_folder_name")
-    model = small_models.onnx_bytes("detector", "raw", True, True)
-    return build(model, "openvino", output=folder / "small", verify=False, image_size=(256, 320)).plan
+    return small_models.openvino_plan(folder / "small", image_size=(256, 320))
 
 
 @pytest.fixture(scope="module")
