@@ -5,7 +5,7 @@
 
 Subjects: `head`, the reference head (256, 512, 1024 channels, 640 px) with random weights, on random features;
 `scenes-head`, the trained decoupled head of weights/scenes.safetensors on its backbone's features of generated scenes
-(192 px); `doclaynet`, the sample model on real pages (scripts/fetch_sample_model.py, scripts/make_test_pages.py).
+(192 px); `doclaynet`, the sample model, in opset 17, on real pages (scripts/fetch_sample_model.py, make_test_pages.py).
 
 Each quantizer runs in a process of its own, by the first interpreter that has it: this one, or those of --python, since
 they do not all install side by side. Those that none has are named. All get the layers that make the raw maps as an
@@ -210,7 +210,8 @@ def scenes_head(folder: Path, calibration: int, held: int) -> tuple[Any, Rows, R
 def doclaynet(folder: Path, calibration: int, held: int) -> tuple[Any, Rows, Rows]:
     from dhead_trt.images import load_image
     from dhead_trt.letterbox import letterbox
-    from dhead_trt.surgery import convert
+    from dhead_trt.precision.opset import upgrade
+    from dhead_trt.surgery import convert, load_model
 
     def script(name: str) -> Path:
         command = [sys.executable, ROOT / "scripts" / name]
@@ -222,7 +223,7 @@ def doclaynet(folder: Path, calibration: int, held: int) -> tuple[Any, Rows, Row
         chosen = [chosen[i * len(chosen) // count] for i in range(min(count, len(chosen)))]
         return [{"images": np.asarray(letterbox(load_image(p), (1024, 1024))[0][None])} for p in chosen]
 
-    model = convert(script("fetch_sample_model.py"), form="raw", verify=False).model
+    model = convert(upgrade(load_model(script("fetch_sample_model.py")), 17), form="raw", verify=False).model
     where = script("make_test_pages.py")
     return (
         model,
@@ -300,6 +301,7 @@ def compare(subject: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each quantizer and variant."""
     import onnx
 
+    from dhead_trt.errors import DheadError
     from dhead_trt.precision import quantizable
 
     prepare, calibration, held = SUBJECTS[subject]
@@ -327,7 +329,10 @@ def compare(subject: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                     row["error"] = (done.stderr.strip().splitlines() or ["no graph"])[-1][:200]
                 else:
                     row |= json.loads((folder / "cost.json").read_text("utf-8"))
-                    row |= truth.measure(onnx.load(folder / "int8.onnx"))
+                    try:
+                        row |= truth.measure(onnx.load(folder / "int8.onnx"))
+                    except DheadError as e:
+                        row["error"] = str(e)[:200]
                 rows.append(row)
                 print(f"{subject}: {row}", file=sys.stderr)
     return rows
