@@ -28,6 +28,7 @@ from dhead_trt.build import build
 from dhead_trt.engine import Engine
 from dhead_trt.shapes import batch_range, random_inputs, run_reference, set_shapes, size_range, tensor_infos
 from dhead_trt.winograd import use_winograd
+from threads import in_threads
 
 RAW_NAMES = ("box_0", "cls_0", "box_1", "cls_1", "box_2", "cls_2")
 
@@ -496,20 +497,8 @@ def test_auto_says_why(tmp_path: Path) -> None:
 
 def test_builds_side_by_side(tmp_path: Path) -> None:
     """Two threads build to the same name: one whole engine remains."""
-    errors: list[BaseException] = []
-
-    def work(kind: str) -> None:
-        try:
-            build(small.onnx_bytes(kind), "openvino", output=tmp_path / "e.xml", verify=False)
-        except BaseException as e:
-            errors.append(e)
-
-    small.onnx_bytes("head"), small.onnx_bytes("detector")
-    threads = [threading.Thread(target=work, args=(kind,)) for kind in ("head", "detector")]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    models = [small.onnx_bytes(kind) for kind in ("head", "detector")]
+    errors = in_threads(lambda i: build(models[i], "openvino", output=tmp_path / "e.xml", verify=False), 2)
     assert all(isinstance(e, DheadError) for e in errors)
     assert not [n for n in listing(tmp_path) if n.startswith(".")]
 

@@ -20,6 +20,7 @@ from dhead_trt.artifact import Artifact
 from dhead_trt.build import build
 from dhead_trt.engine import Engine
 from dhead_trt.shapes import run_reference
+from threads import in_threads
 
 DETECTIONS = ("num_dets", "det_boxes", "det_scores", "det_classes", "dropped")
 BATCH = (1, 2, 4)
@@ -269,24 +270,15 @@ def test_eight_threads_give_what_one_gives(plans: dict[str, Path], output: str, 
     with Engine(plans["head"], output=output, threads=2, hint=hint) as e:
         inputs = [small.features(1 + i % 4, seed=i) for i in range(8)]
         want = [e.infer(x) for x in inputs]
-        wrong: list[Any] = []
-        start = threading.Barrier(8)
+        wrong: list[int] = []
 
         def work(first: int) -> None:
-            try:
-                start.wait()
-                for i in range(first, first + 24):
-                    got = e.infer(inputs[i % 8])
-                    if not all(np.array_equal(got[k], want[i % 8][k]) for k in got):
-                        wrong.append(i)
-            except BaseException as error:
-                wrong.append(error)
+            for i in range(first, first + 24):
+                got = e.infer(inputs[i % 8])
+                if not all(np.array_equal(got[k], want[i % 8][k]) for k in got):
+                    wrong.append(i)
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
+        assert in_threads(work, 8) == []
         assert wrong == []
 
 
@@ -295,13 +287,7 @@ def test_more_threads_than_requests(plans: dict[str, Path]) -> None:
         x = small.features(1)
         want = e.infer(x)["num_dets"][0, 0]
         results: list[int] = []
-        threads = [
-            threading.Thread(target=lambda: results.append(int(e.infer(x)["num_dets"][0, 0]))) for _ in range(30)
-        ]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
+        assert in_threads(lambda _: results.append(int(e.infer(x)["num_dets"][0, 0])), 30) == []
         assert results == [want] * 30
 
 

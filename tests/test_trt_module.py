@@ -19,6 +19,7 @@ import pytest
 import dhead_trt
 from conftest import ROOT
 from dhead_trt.errors import ArtifactError, BackendUnavailable, BuildError, DheadError, InputError
+from threads import in_threads
 from trt_standin import StandIn, header_dirs, header_major, interrupt_a_build
 
 onnx = pytest.importorskip("onnx")
@@ -379,24 +380,15 @@ def test_no_gpu(standin: StandIn) -> None:
 
 def test_eight_threads(standin: StandIn) -> None:
     e = engine(standin, "batch", cuda_graphs=True, max_contexts=4)
-    failures: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            for i in range(60):
-                x = image((seed + i) % 8 + 1, seed * 1000 + i)
-                out = e.infer([x if i % 2 else Gpu(standin, x)])
-                a = out["a"] if isinstance(out["a"], np.ndarray) else out["a"].numpy()
-                np.testing.assert_array_equal(a, expected(x)["a"])
-        except BaseException as error:
-            failures.append(error)
+        for i in range(60):
+            x = image((seed + i) % 8 + 1, seed * 1000 + i)
+            out = e.infer([x if i % 2 else Gpu(standin, x)])
+            a = out["a"] if isinstance(out["a"], np.ndarray) else out["a"].numpy()
+            np.testing.assert_array_equal(a, expected(x)["a"])
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert failures == []
+    assert in_threads(work, 8) == []
     assert e.stats()["contexts"] <= 4
 
 

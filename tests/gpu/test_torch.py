@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import dhead_trt
 from cases import BY_NAME, CASES, Case
 from dhead_trt import InputError, cuda
+from threads import in_threads
 
 CASE = BY_NAME["size_640"]
 
@@ -128,27 +128,18 @@ def test_the_same_every_time(torch: Any) -> None:
 def test_threads(torch: Any) -> None:
     maps = [CASE.maps(seed) for seed in range(4)]
     want = [dhead_trt.detect(m, CASE.spec) for m in maps]
-    errors: list[BaseException] = []
 
     def work(i: int) -> None:
-        try:
-            stream = torch.cuda.Stream()
-            with torch.cuda.stream(stream):
-                device = put(torch, maps[i])
-                for _ in range(50):
-                    result = cuda.detect_cuda(device, CASE.spec)
-                stream.synchronize()
-                for g, w in zip(result, want[i], strict=True):
-                    np.testing.assert_array_equal(g.cpu().numpy(), w)
-        except BaseException as e:
-            errors.append(e)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            device = put(torch, maps[i])
+            for _ in range(50):
+                result = cuda.detect_cuda(device, CASE.spec)
+            stream.synchronize()
+            for g, w in zip(result, want[i], strict=True):
+                np.testing.assert_array_equal(g.cpu().numpy(), w)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not errors, errors
+    assert in_threads(work, 4) == []
 
 
 def test_ten_thousand_calls_leak_nothing(torch: Any) -> None:

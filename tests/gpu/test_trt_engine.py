@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from dhead_trt.backends import get_backend
 from dhead_trt.engine import Engine
 from dhead_trt.errors import DheadError, InputError
+from threads import in_threads
 
 BATCH = 4
 
@@ -161,25 +161,16 @@ def test_captured_by_torch(plan: Path, torch: Any) -> None:
 
 
 def test_eight_threads(plan: Path) -> None:
-    failures: list[BaseException] = []
     with Engine(plan, output="raw") as engine:
         expected = {batch: engine.infer(features(batch)) for batch in range(1, BATCH + 1)}
 
         def work(seed: int) -> None:
-            try:
-                for i in range(100):
-                    batch = (seed + i) % BATCH + 1
-                    for name, value in engine.infer(features(batch)).items():
-                        same(value, expected[batch][name])
-            except BaseException as e:
-                failures.append(e)
+            for i in range(100):
+                batch = (seed + i) % BATCH + 1
+                for name, value in engine.infer(features(batch)).items():
+                    same(value, expected[batch][name])
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-    assert failures == []
+        assert in_threads(work, 8) == []
 
 
 def test_ten_thousand_calls_keep_memory_flat(plan: Path, torch: Any) -> None:
