@@ -86,6 +86,28 @@ void keep(Results& results, const char* name, const Memory& memory) {
     results.emplace_back(name, dhead_test::Bytes(memory.get(), memory.get() + memory.size()));
 }
 
+struct Detections {
+    Detections(std::size_t batch, int32_t max_det, unsigned char poison)
+        : num(batch * 4, poison),
+          boxes(batch * static_cast<std::size_t>(max_det) * 16, poison),
+          scores(boxes.size() / 4, poison),
+          classes(boxes.size() / 4, poison),
+          dropped(batch * 4, poison) {}
+    dhead::DetectOutputs outputs() const {
+        return {num.as<int32_t>(), boxes.as<float>(), scores.as<float>(), classes.as<int32_t>(), dropped.as<int32_t>()};
+    }
+    Results results() const {
+        Results results;
+        keep(results, "num_dets", num);
+        keep(results, "det_boxes", boxes);
+        keep(results, "det_scores", scores);
+        keep(results, "det_classes", classes);
+        keep(results, "dropped", dropped);
+        return results;
+    }
+    Memory num, boxes, scores, classes, dropped;  // in this order: `scores` is sized after `boxes`
+};
+
 Results run_decode(const Case& c, const Setting& setting) {
     const Inputs in(c, setting.misaligned);
     const std::size_t rows = c.batch() * c.anchors();
@@ -111,26 +133,16 @@ Results run_detect(const Case& c, const Setting& setting, const float* threshold
         options.conf = 0.999;
         options.iou = 0.01F;
     }
-    const std::size_t k = c.batch() * static_cast<std::size_t>(options.max_det);
-    const Memory num(c.batch() * 4, setting.poison), boxes(k * 16, setting.poison), scores(k * 4, setting.poison),
-        classes(k * 4, setting.poison), dropped(c.batch() * 4, setting.poison);
+    const Detections detections(c.batch(), options.max_det, setting.poison);
     const std::size_t bytes = dhead::detect_workspace_bytes(in.params, options);
     EXPECT(bytes > 0);
     const Memory workspace(bytes, setting.poison);
     dhead_shim::configure(setting.seed, setting.poison);
     const auto before = dhead_shim::launches();
-    EXPECT(dhead::detect_cuda(
-               in.params, options, thresholds,
-               {num.as<int32_t>(), boxes.as<float>(), scores.as<float>(), classes.as<int32_t>(), dropped.as<int32_t>()},
-               workspace.get(), bytes, nullptr) == cudaSuccess);
+    EXPECT(dhead::detect_cuda(in.params, options, thresholds, detections.outputs(), workspace.get(), bytes, nullptr) ==
+           cudaSuccess);
     EXPECT(dhead_shim::launches() - before <= 3);
-    Results results;
-    keep(results, "num_dets", num);
-    keep(results, "det_boxes", boxes);
-    keep(results, "det_scores", scores);
-    keep(results, "det_classes", classes);
-    keep(results, "dropped", dropped);
-    return results;
+    return detections.results();
 }
 
 void expect_same(const Results& a, const Results& b) {
@@ -152,18 +164,9 @@ Results run_cpu(const Case& c, bool decode) {
     }
     dhead::DetectOptions options = c.options;
     if (c.some_classes) options.class_mask = c.class_mask.data();
-    const std::size_t k = c.batch() * static_cast<std::size_t>(options.max_det);
-    const Memory num(c.batch() * 4, 0), boxes(k * 16, 0), scores(k * 4, 0), classes(k * 4, 0),
-        dropped(c.batch() * 4, 0);
-    dhead::detect_cpu(
-        in.params, options,
-        {num.as<int32_t>(), boxes.as<float>(), scores.as<float>(), classes.as<int32_t>(), dropped.as<int32_t>()}, cpu);
-    keep(results, "num_dets", num);
-    keep(results, "det_boxes", boxes);
-    keep(results, "det_scores", scores);
-    keep(results, "det_classes", classes);
-    keep(results, "dropped", dropped);
-    return results;
+    const Detections detections(c.batch(), options.max_det, 0);
+    dhead::detect_cpu(in.params, options, detections.outputs(), cpu);
+    return detections.results();
 }
 
 // Bit for bit, but for the payload of a NaN.
