@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 import small_models as small
+from dhead_trt.artifact import TensorInfo
+from dhead_trt.backends import BuildRequest, get_backend
 from dhead_trt.build import build
 from dhead_trt.cli import main
 from dhead_trt.heads.decoupled import CHANNELS
@@ -88,6 +90,28 @@ def test_half_precision_beside_it(model: Path, calib: Path, tmp_path: Path) -> N
     assert types == [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16]
     gate = Gate(onnx.load(model), [{"images": small.images(4, seed=3)}])
     assert abs(gate.measure(onnx.load(plain)).f1_50 - gate.measure(onnx.load(half)).f1_50) < 0.1
+
+
+@pytest.mark.parametrize("more", [[], ["--fp16"]])
+def test_tensorrt_for_rtx_takes_it(model: Path, calib: Path, tmp_path: Path, more: list[str]) -> None:
+    """As it is, strongly typed, with a range of batches: what `trtexec` would do with the file."""
+    backend = get_backend("tensorrt_rtx")
+    if not backend.availability().can_build:
+        pytest.skip(f"TensorRT for RTX cannot build here: {backend.availability().reason}")
+    assert export(model, tmp_path / "q.onnx", "--calib", str(calib), *more) == 0
+    shapes = tuple((n, 3, *small.SIZE) for n in (1, 2, 4))
+    request = BuildRequest(
+        model=onnx.load(tmp_path / "q.onnx"),
+        inputs=(TensorInfo("images", "float32", (-1, 3, *small.SIZE), shapes),),
+        precision="int8",
+        folder=tmp_path,
+        plan_name="p.plan",
+        compute_capabilities=("8.9",),
+        options={},
+        progress=lambda phase, done=None: None,
+    )
+    assert backend.build(request).files == ("p.plan",)
+    assert (tmp_path / "p.plan").stat().st_size > 10_000
 
 
 def test_a_head_with_features(tmp_path: Path) -> None:
