@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
 import small_models as small
 from dhead_trt import BackendUnavailable, BuildError, DheadError, HeadSpec, InputError
@@ -26,8 +25,7 @@ from dhead_trt.backends import get_backend
 from dhead_trt.backends.openvino import OpenVINOBackend
 from dhead_trt.build import build
 from dhead_trt.engine import Engine
-from dhead_trt.shapes import batch_range, random_inputs, run_reference, set_shapes, size_range, tensor_infos
-from dhead_trt.winograd import use_winograd
+from dhead_trt.shapes import random_inputs, run_reference, tensor_infos
 from threads import in_threads
 
 RAW_NAMES = ("box_0", "cls_0", "box_1", "cls_1", "box_2", "cls_2")
@@ -116,157 +114,6 @@ def test_it_replaces_an_engine_of_the_same_name(tmp_path: Path) -> None:
     assert first.files != second.files
     assert Artifact.load(tmp_path / "e.xml") == second
     assert listing(tmp_path) == ["e.bin", "e.json", "e.xml"]
-
-
-# -- batch and size ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch", [1, 3, (1, 2, 4), (2, 2, 3)])
-@pytest.mark.parametrize("dynamic", [True, False])
-def test_batches(tmp_path: Path, batch: Any, dynamic: bool) -> None:
-    """Dynamic and fixed exports give static and dynamic engines; every image of a batch is really processed."""
-    data = small.onnx_bytes("detector", "native", dynamic)
-    artifact = build(data, "openvino", output=tmp_path / "e.xml", batch=batch)
-    low, _, high = batch_range(batch)
-    x = small.images(high)
-    want = small.torch_maps(small.detector(), x)
-    with Engine(artifact.plan, output="raw", threads=2) as engine:
-        for n in range(low, high + 1):
-            got = engine.infer(x[:n])
-            for name, value in want.items():
-                np.testing.assert_allclose(got[name], value[:n], rtol=0, atol=1e-3)
-                assert n == 1 or np.abs(got[name][0] - got[name][1]).max() > 0.01, "two images gave the same"
-        for n in (low - 1, high + 1):
-            with pytest.raises(InputError, match="wrong shape"):
-                engine.infer(small.images(n))
-
-
-def test_sizes(tmp_path: Path) -> None:
-    data = small.onnx_bytes("detector", "native", True, True)
-    cases: list[tuple[Any, list[tuple[int, int]], list[tuple[int, int]]]] = [
-        (None, [(64, 96), (32, 32), (128, 64)], []),
-        (96, [(96, 96)], [(64, 96)]),
-        ((64, 128), [(64, 128)], [(128, 64)]),
-        (((32, 32), (64, 64), (96, 128)), [(32, 32), (96, 128), (64, 32)], [(128, 128)]),
-    ]
-    for image_size, good, bad in cases:
-        artifact = build(data, "openvino", output=tmp_path / "e.xml", batch=(1, 1, 2), image_size=image_size)
-        with Engine(artifact.plan, output="raw", threads=2) as engine:
-            for size in good:
-                x = small.images(2, size=size)
-                got = engine.infer(x)
-                for name, value in small.torch_maps(small.detector(), x).items():
-                    np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-3)
-            for size in bad:
-                with pytest.raises(InputError, match="wrong shape"):
-                    engine.infer(small.images(1, size=size))
-
-
-def test_sizes_of_features(tmp_path: Path) -> None:
-    data = small.onnx_bytes("head", "native", True, True)
-    artifact = build(data, "openvino", output=tmp_path / "e.xml", image_size=((32, 32), (64, 64), (96, 128)))
-    with Engine(artifact.plan, output="raw", threads=2) as engine:
-        for size in ((32, 32), (64, 96), (96, 128)):
-            x = small.features(1, size=size)
-            got = engine.infer(x)
-            for name, value in small.torch_maps(small.head(), x).items():
-                np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-3)
-        with pytest.raises(InputError, match=r"p3.*expected \[1, 16, 4\.\.12, 4\.\.16\]"):
-            engine.infer(small.features(1, size=(128, 128)))
-
-
-def test_weights_of_something_else_are_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "model.bin").write_bytes(b"somebody's weights")
-    with pytest.raises(InputError, match=r"model\.bin is there already"):
-        build(small.head(), "openvino", output=tmp_path / "model", image_size=small.SIZE)
-    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"somebody's weights"]
-
-
-@pytest.mark.parametrize("backend", ["openvino", "tensorrt_rtx"])
-def test_sizes_of_a_head_of_one_level(tmp_path: Path, backend: str) -> None:
-    """Its input is a feature map, not an image: sizes are of the network's input, 8 times as large."""
-    from dhead_trt.heads import StableDecoupledHead
-
-    head = StableDecoupledHead(in_channels=8, num_classes=2, num_layers=1).eval()
-    artifact = build(head, backend, output=tmp_path / "a", image_size=(64, 96))
-    assert artifact.inputs[0].shape == (1, 8, 8, 12)
-    assert artifact.spec is not None
-    assert artifact.spec.image_size in (None, (64, 96))
-    artifact = build(head, backend, output=tmp_path / "b", image_size=(64, 128, 256))
-    assert artifact.inputs[0].profile == ((1, 8, 8, 8), (1, 8, 16, 16), (1, 8, 32, 32))
-
-
-def test_a_fixed_size_cannot_be_changed(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"another image size.*128x128 wanted, expected 64x96"):
-        build(small.onnx_bytes("detector"), "openvino", output=tmp_path / "e", image_size=128)
-    with pytest.raises(BuildError, match="another image size at input 'p3'"):
-        build(small.onnx_bytes("head"), "openvino", output=tmp_path / "e", image_size=128)
-    assert listing(tmp_path) == []
-
-
-@pytest.mark.parametrize("batch", [0, -1, (1, 2), (2, 1, 3), (0, 1, 1), (1, 2.5, 3), "1", None, 1.0])
-def test_malformed_batches(batch: Any) -> None:
-    with pytest.raises(InputError, match="batch"):
-        batch_range(batch)
-
-
-@pytest.mark.parametrize(
-    "size", [0, (640,), (640, 0), (1, 2, 3, 4), 640.0, "640", ((2, 2), (1, 1), (3, 3)), (64.5, 64)]
-)
-def test_malformed_sizes(size: Any) -> None:
-    with pytest.raises(InputError, match="image size"):
-        size_range(size)
-
-
-def _batch_bound(kind: str) -> onnx.ModelProto:
-    """A graph exported with a fixed batch of 1, whose first node reshapes in the way `kind` says."""
-    nodes = {
-        # the leading 1 is the batch: 0 may stand for it
-        "leading": ([helper.make_node("Reshape", ["images", "s"], ["r"])], [1, 4, 4, 8]),
-        # the batch is swallowed by another axis: more images come out mixed up
-        "mixing": ([helper.make_node("Reshape", ["images", "s"], ["r"])], [2, -1, 4, 8]),
-    }[kind]
-    tail = [
-        helper.make_node("ReduceSum", ["r", "axes"], ["m"], keepdims=1),
-        helper.make_node("Add", ["images", "m"], ["y"]),
-    ]
-    inits = [
-        helper.make_tensor("s", TensorProto.INT64, [4], nodes[1]),
-        helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
-    ]
-    graph = helper.make_graph(
-        nodes[0] + tail,
-        "g",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 4, 4, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        inits,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def test_a_fixed_batch_is_changed_only_where_that_is_proven() -> None:
-    model = _batch_bound("leading")
-    before = model.SerializeToString()
-    changed, inputs = set_shapes(model, None, batch=(1, 2, 4))
-    assert model.SerializeToString() == before
-    assert inputs[0].shape == (-1, 4, 4, 8)
-    x = np.random.default_rng(0).standard_normal((3, 4, 4, 8)).astype(np.float32)
-    want = np.concatenate([run_reference(model, {"images": x[i : i + 1]})["y"] for i in range(3)])
-    np.testing.assert_allclose(run_reference(changed, {"images": x})["y"], want, rtol=1e-5)
-    with pytest.raises(BuildError, match=r"batch.*dynamic batch|dynamic batch"):
-        set_shapes(_batch_bound("mixing"), None, batch=(1, 2, 4))
-
-
-def test_inputs_that_are_no_images_are_refused() -> None:
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with pytest.raises(BuildError, match=r"x \[1, 8\]"):
-        set_shapes(model, None, batch=1)
 
 
 # -- precision, forms, arguments --------------------------------------------------------------------------------------
@@ -503,7 +350,7 @@ def test_builds_side_by_side(tmp_path: Path) -> None:
     assert not [n for n in listing(tmp_path) if n.startswith(".")]
 
 
-# -- verification and Winograd ----------------------------------------------------------------------------------------
+# -- verification -----------------------------------------------------------------------------------------------------
 
 
 def test_a_plan_that_computes_something_else_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,98 +362,6 @@ def test_a_plan_that_computes_something_else_is_not_published(tmp_path: Path, mo
     with pytest.raises(BuildError, match="does not compute what the graph does at output 'box_0'"):
         build(small.onnx_bytes("head"), "openvino", output=tmp_path / "e")
     assert listing(tmp_path) == []
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("height", "width"), [(12, 12), (6, 24), (20, 14)])
-def test_winograd_computes_the_same(bias: bool, height: int, width: int) -> None:
-    rng = np.random.default_rng(0)
-    weights = {"w": rng.standard_normal((32, 16, 3, 3)) / 12, "b": rng.standard_normal(32)}
-    nodes = [
-        helper.make_node("Conv", ["x", "w", "b"] if bias else ["x", "w"], ["c"], pads=[1, 1, 1, 1], name="wide"),
-        helper.make_node("Sigmoid", ["c"], ["y"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16, height, width])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [onnx.numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items() if bias or k != "b"],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    model = onnx.shape_inference.infer_shapes(model)
-    before = model.SerializeToString()
-    fast, count = use_winograd(model, min_channels=16)
-    assert count == 1
-    assert model.SerializeToString() == before
-    assert "w" not in {i.name for i in fast.graph.initializer}
-    x = rng.standard_normal((2, 16, height, width)).astype(np.float32)
-    for name, want in run_reference(model, {"x": x}).items():
-        np.testing.assert_allclose(run_reference(fast, {"x": x})[name], want, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "why",
-    ["stride", "pads", "group", "dilation", "auto_pad", "odd", "tiny", "narrow", "1x1", "fp16", "variable", "opset"],
-)
-def test_winograd_leaves_other_convolutions_alone(why: str) -> None:
-    attributes: dict[str, Any] = {"pads": [1, 1, 1, 1]}
-    shape, size, opset, dtype = [16, 16, 3, 3], (12, 12), 17, np.float32
-    if why == "stride":
-        attributes["strides"] = [2, 2]
-    elif why == "pads":
-        attributes["pads"] = [0, 0, 0, 0]
-    elif why == "group":
-        attributes["group"], shape = 2, [32, 16, 3, 3]
-    elif why == "dilation":
-        attributes |= {"dilations": [2, 2], "pads": [2, 2, 2, 2]}
-    elif why == "auto_pad":
-        attributes = {"auto_pad": "SAME_UPPER"}
-    elif why == "odd":
-        size = (13, 12)
-    elif why == "tiny":
-        size = (10, 14)
-    elif why == "narrow":
-        shape = [16, 8, 3, 3]
-    elif why == "1x1":
-        attributes, shape = {}, [16, 16, 1, 1]
-    elif why == "fp16":
-        dtype = np.float16
-    elif why == "opset":
-        opset = 10
-    weight = onnx.numpy_helper.from_array(np.ones(shape, dtype), "w")
-    kind = weight.data_type
-    channels = shape[1] * attributes.get("group", 1)
-    inputs = [helper.make_tensor_value_info("x", kind, [1, channels, *size])]
-    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], **attributes)]
-    inits = [weight]
-    if why == "variable":
-        inputs.append(helper.make_tensor_value_info("w", kind, shape))
-        inits = []
-    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", kind, None)], inits)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    same, count = use_winograd(model, min_channels=16)
-    assert count == 0
-    assert same.SerializeToString() == model.SerializeToString()
-
-
-def test_a_wide_head_is_built_with_winograd(tmp_path: Path) -> None:
-    from dhead_trt.heads import YOLOv8DecoupledHead
-
-    with small.seeded(0):
-        head = YOLOv8DecoupledHead(num_classes=2, in_channels=(192, 16, 16)).eval()
-    x = [
-        np.random.default_rng(0).standard_normal((2, c, 96 // s, 96 // s)).astype(np.float32)
-        for c, s in zip((192, 16, 16), (8, 16, 32), strict=True)
-    ]
-    want = small.torch_maps(head, x)
-    for options, count in ((None, 4), ({"winograd": False}, 0)):
-        artifact = build(head, "openvino", output=tmp_path / "e", image_size=96, batch=(1, 1, 2), options=options)
-        assert artifact.options["winograd"] == count
-        with Engine(artifact.plan, output="raw", threads=2) as engine:
-            got = engine.infer(x)
-        for name, value in want.items():
-            np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-4 * max(1.0, np.abs(value).max()))
 
 
 # -- the real model ---------------------------------------------------------------------------------------------------
