@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from dhead_trt.errors import GraphError
+from dhead_trt.surgery import convert
 
 __all__ = ["dims", "metadata", "run", "set_initializer", "small_detector", "xyxy"]
 
@@ -19,6 +23,12 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.nd
     options.log_severity_level = 4
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def refused(source: Any, pattern: str, **options: Any) -> None:
+    """`convert` raises a GraphError in whose text `pattern` is found."""
+    with pytest.raises(GraphError, match=pattern):
+        convert(source, **options)
 
 
 def dims(value: onnx.ValueInfoProto) -> list[int | str]:

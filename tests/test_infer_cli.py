@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cli_calls
 import small_models
 from dhead_trt import cli
 from dhead_trt.detections import Detections
@@ -145,11 +146,7 @@ def test_words_of_the_command(plan: Path, tmp_path: Path, capsys: pytest.Capture
     picture = str(tmp_path / "a.png")
 
     def refused(*words: object) -> str:
-        assert cli.main(["infer", str(plan), *map(str, words)]) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.count("error: ") == 1
-        return err
+        return cli_calls.refused(capsys, "infer", plan, *words)
 
     assert "Only one" in refused(picture, "--json", "-", "--jsonl", "-")
     assert "Use --jsonl" in refused(tmp_path / "a.mp4", "--json", "-")

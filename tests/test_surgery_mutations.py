@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from dhead_trt import reference
 from dhead_trt.errors import GraphError
 from dhead_trt.spec import HeadSpec
 from dhead_trt.surgery import Tail, convert, find_tail, verify_cut, write_metadata
-from onnx_tools import run, set_initializer, small_detector, xyxy
+from onnx_tools import refused, run, set_initializer, small_detector, xyxy
 
 
 def raw_of(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -102,12 +101,6 @@ def test_changed_weights_are_seen() -> None:
 
 
 # -- the graph itself is unusual or contradictory: find_tail must refuse ----------------------------------------------
-
-
-def refused(model: onnx.ModelProto, pattern: str, **options: Any) -> None:
-    with pytest.raises(GraphError) as caught:
-        convert(model, **options)
-    assert re.search(pattern, str(caught.value)), str(caught.value)
 
 
 def test_altered_projection() -> None:
