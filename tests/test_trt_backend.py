@@ -6,6 +6,7 @@ import ctypes
 import gc
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cuda_stand_in
 from conftest import load_script
+from dhead_trt import _batches, _device, _device_images
+from dhead_trt import cuda as cuda_front
 from dhead_trt.artifact import Artifact
 from dhead_trt.backends import get_backend, trt_library
 from dhead_trt.backends.trt_runner import device_index
 from dhead_trt.build import build
+from dhead_trt.cuda import Nv12
+from dhead_trt.detector import Detector
 from dhead_trt.engine import Engine
 from dhead_trt.errors import ArtifactError, BackendUnavailable, BuildError, DheadError, InputError
 from trt_standin import StandIn, header_dirs, header_major
@@ -353,51 +359,83 @@ def test_device_names() -> None:
             device_index(name)
 
 
-def test_detector_on_device_images(
-    standin: StandIn, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The real engine binding between the real letterbox and NMS kernels (on the host): images on the "GPU" give what
-    those on the host do, and the memory of a call is used again."""
-    import cuda_stand_in
-    from dhead_trt import _batches, _device, _device_images
-    from dhead_trt import cuda as front
-    from dhead_trt.detector import Detector
+@pytest.fixture(scope="module")
+def built_kernels(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return cuda_stand_in.build(tmp_path_factory.mktemp("kernels"), standin.cudart)
 
-    kernels = cuda_stand_in.build(tmp_path_factory.mktemp("kernels"))
-    monkeypatch.setattr(kernels, "device_of", lambda address: 0)  # each stand-in knows its own memory only
-    for module in (_batches, _device, _device_images, front):
-        monkeypatch.setattr(module, "cuda_module", lambda: kernels)
+
+@pytest.fixture
+def kernels(built_kernels: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The real letterbox and NMS kernels on the host, in the memory and on the streams of the engine's stand-in."""
+    for module in (_batches, _device, _device_images, cuda_front):
+        monkeypatch.setattr(module, "cuda_module", lambda: built_kernels)
     monkeypatch.setattr(_batches, "availability", lambda: (True, ""))
+    return built_kernels
 
-    class Memory(Gpu):
-        """Of the stand-in that the engine knows."""
 
-        def to_host(self) -> np.ndarray:
-            interface = self.__cuda_array_interface__
-            size = int(np.prod(self.shape)) * int(interface["typestr"][2:])
-            return np.frombuffer(ctypes.string_at(self.ptr, size), interface["typestr"]).reshape(self.shape)
+def put(kernels: Any, array: np.ndarray) -> Any:
+    there = kernels.DeviceArray(list(array.shape), "|u1")
+    there.copy_from_host(np.ascontiguousarray(array))
+    return there
 
-        def __del__(self) -> None:
-            self.free()
 
-    monkeypatch.setattr(front, "empty", lambda shape, typestr, *_: Memory(standin, np.zeros(shape, typestr)))
-
-    def put(array: np.ndarray) -> Any:
-        there = kernels.DeviceArray(list(array.shape), "|u1")
-        there.copy_from_host(np.ascontiguousarray(array))
-        return there
-
+def test_detector_on_device_images(standin: StandIn, kernels: Any, tmp_path: Path) -> None:
+    """Images on the "GPU" give what those on the host do, also where its work takes long after it was queued; and the
+    memory of a call is used again."""
     artifact = made(small.onnx_bytes("detector"), tmp_path, batch=(1, 2, 3))
     images = [np.random.default_rng(i).integers(0, 256, (50 + i, 70, 3), dtype=np.uint8) for i in range(4)]
     with Detector(artifact.plan, conf=0.01, iou=1) as detector:
         assert detector.engine.takes_device_arrays
         want = [detector(image) for image in images]
-        assert sum(map(len, want)) > 0
-        there = [put(image) for image in images]
-        assert [detector(image) for image in there] == want
-        assert detector(there) == detector(images)
-        held = {kind: standin.count(kind) for kind in ("malloc", "copy")}
-        assert detector(there[0]) == want[0]
-        assert {kind: standin.count(kind) for kind in held} == held
-        assert detector.submit(there[1]).result(60) == want[1]
+        assert len({str(found) for found in want}) == 4
+        there = [put(kernels, image) for image in images]
+        for delay in (0, 20_000):
+            standin.set("delay_us", delay)
+            assert [detector(image) for image in there] == want
+            assert detector(there) == want  # a batch of three, then one
+            held = {kind: standin.count(kind) for kind in ("malloc", "copy")}
+            assert detector(there[0]) == want[0]
+            assert {kind: standin.count(kind) for kind in held} == held
+            futures = [detector.submit(image) for image in there * 2]
+            assert [future.result(60) for future in futures] == want * 2
     del detector, there
+
+
+def test_device_images_that_are_still_being_written(standin: StandIn, kernels: Any, tmp_path: Path) -> None:
+    """On a stream that only the thread knows which hands the image over, as with CuPy."""
+
+    class Image:
+        def __init__(self, content: np.ndarray) -> None:
+            self.content, self.now = put(kernels, content), put(kernels, np.zeros_like(content))
+            self.thread = threading.get_ident()
+
+        @property
+        def __cuda_array_interface__(self) -> dict[str, Any]:
+            stream = handle.value if threading.get_ident() == self.thread else None
+            return self.now.__cuda_array_interface__ | {"stream": stream}
+
+        def write(self) -> None:
+            to, source = (ctypes.c_void_p(a.__cuda_array_interface__["data"][0]) for a in (self.now, self.content))
+            standin.cuda.cudaMemcpyAsync(to, source, ctypes.c_size_t(int(np.prod(self.now.shape))), 3, handle)
+
+    rng, shapes = np.random.default_rng(5), ((50, 70, 3), (48, 64), (24, 64))
+    picture, luma, chroma = (rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes)
+    handle, kept = ctypes.c_void_p(), []  # until the end: freeing memory would wait for the stream
+    assert standin.cuda.cudaStreamCreateWithFlags(ctypes.byref(handle), 1) == 0
+    with Detector(made(small.onnx_bytes("detector"), tmp_path).plan, conf=0.01, iou=1) as detector:
+        canvas = cuda_front.letterbox_cuda([put(kernels, picture)], (64, 96))[0]
+        for contents in ((picture,), (luma, chroma)):
+            still = [put(kernels, content) for content in contents]
+            want = detector(Nv12(*still) if len(still) == 2 else still[0])
+            assert len(want) > 0
+            for submitted in (False, True):
+                planes = [Image(content) for content in contents]
+                standin.set("delay_us", 30_000)
+                kept.append((planes, detector.engine.infer([canvas], stream=handle.value)))  # keeps the stream busy
+                standin.set("delay_us", 0)
+                for plane in planes:
+                    plane.write()
+                image = Nv12(*planes) if len(planes) == 2 else planes[0]
+                assert (detector.submit(image).result(60) if submitted else detector(image)) == want
+        kernels.synchronize(handle.value, 0)
+    standin.cuda.cudaStreamDestroy(handle)

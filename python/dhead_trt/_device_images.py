@@ -35,7 +35,10 @@ class DeviceImage:
 
 
 class _Arranged:
-    """Another view of device memory: the same bytes as [H, W, 3], by strides alone."""
+    """Another view of device memory: the same bytes in another shape, by strides alone.
+
+    It keeps the producer's stream as the caller's thread was told it: CuPy tells other threads another one.
+    """
 
     def __init__(self, v: DeviceView, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
         self._owner = v.owner
@@ -69,7 +72,8 @@ def device_image(source: Any, *, bgr: bool) -> DeviceImage:
                 expected="uint8 [H, W] and [ceil(H/2), W]",
             )
         height, width = luma.shape
-        return DeviceImage(source, (height, width), False, stream_handle(None, source.luma), luma.device)
+        planes = Nv12(*(_Arranged(v, v.shape, v.strides) for v in (luma, chroma)))
+        return DeviceImage(planes, (height, width), False, stream_handle(None, source.luma), luma.device)
     stream = stream_handle(None, source)
     planar = False
     torch = sys.modules.get("torch")

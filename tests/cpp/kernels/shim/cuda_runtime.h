@@ -3,7 +3,10 @@
 
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "cuda_runtime_api.h"
 #include "grid.h"
@@ -67,10 +70,19 @@ struct cudaLaunchConfig_t {
     unsigned numAttrs;
 };
 
+// Queues work on a stream; null: launches are done when they return. Set by a runtime that has streams.
+inline cudaError_t (*dhead_shim_queue)(cudaStream_t stream, std::function<void()> work) = nullptr;
+
+// The kernel's arguments are copied, as into a GPU's parameters: the caller's may be gone when the launch runs.
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... args) {
-    const bool ran = dhead_shim::run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes,
-                                          [&] { kernel(static_cast<P>(args)...); });
-    if (!ran) dhead_shim_last_error = cudaErrorInvalidConfiguration;
-    return ran ? cudaSuccess : cudaErrorInvalidConfiguration;
+    cudaError_t error = cudaErrorInvalidConfiguration;
+    if (dhead_shim::accepts(config->gridDim, config->blockDim, config->dynamicSmemBytes)) {
+        auto work = [at = *config, kernel, given = std::tuple<std::decay_t<P>...>(static_cast<P>(args)...)] {
+            dhead_shim::run_grid(at.gridDim, at.blockDim, at.dynamicSmemBytes, [&] { std::apply(kernel, given); });
+        };
+        error = dhead_shim_queue != nullptr ? dhead_shim_queue(config->stream, std::move(work)) : (work(), cudaSuccess);
+    }
+    if (error != cudaSuccess) dhead_shim_last_error = error;
+    return error;
 }

@@ -1,5 +1,6 @@
-// Stand-in for the CUDA runtime's header: one "device" whose memory is the host's, and launches that are done when they
-// return. What the launchers, the plugins and the Python module use of it, no more.
+// Stand-in for the CUDA runtime's header: a "device" whose memory is the host's. runtime.cpp: one, and launches that
+// are done when they return. runtime_streams.cpp: the TensorRT stand-in's, and its streams. What the launchers, the
+// plugins and the Python module use of it, no more.
 #pragma once
 
 #include <cstddef>

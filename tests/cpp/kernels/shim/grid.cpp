@@ -243,13 +243,18 @@ std::uint64_t launches() { return grid.launches; }
 
 unsigned lane() { return grid.running->linear % kWarp; }
 
-bool run_grid(dim3 dims, dim3 block, std::size_t shared_bytes, const std::function<void()>& body) {
+bool accepts(dim3 dims, dim3 block, std::size_t shared_bytes) {
     const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
     const std::uint64_t blocks = std::uint64_t{dims.x} * dims.y * dims.z;
     // What a default launch may ask for on every architecture; dynamic shared memory beyond 48 KiB needs an opt-in.
-    if (threads == 0 || threads > 1024 || blocks == 0 || dims.x > 0x7FFFFFFFU || dims.y > 65535 || dims.z > 65535 ||
-        shared_bytes > 48 * 1024)
-        return false;
+    return threads != 0 && threads <= 1024 && blocks != 0 && dims.x <= 0x7FFFFFFFU && dims.y <= 65535 &&
+           dims.z <= 65535 && shared_bytes <= 48 * 1024;
+}
+
+bool run_grid(dim3 dims, dim3 block, std::size_t shared_bytes, const std::function<void()>& body) {
+    if (!accepts(dims, block, shared_bytes)) return false;
+    const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
+    const std::uint64_t blocks = std::uint64_t{dims.x} * dims.y * dims.z;
     if (threads % kWarp != 0) fail("the block is not made of whole warps");
     static std::mutex turn;  // there is one grid; launches from several threads take turns
     const std::lock_guard<std::mutex> locked(turn);

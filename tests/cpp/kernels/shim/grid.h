@@ -31,6 +31,9 @@ constexpr std::size_t kMaxShared = 96 * 1024;
 // What the next launches do: order of blocks and threads, and the byte that shared memory is filled with.
 void configure(std::uint64_t seed, unsigned char poison);
 
+// Whether a real device would take such a launch.
+bool accepts(dim3 grid, dim3 block, std::size_t shared_bytes);
+
 // Runs `body` once per thread of the grid. Returns false where a real device would refuse the launch.
 bool run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& body);
 

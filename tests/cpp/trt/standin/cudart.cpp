@@ -168,6 +168,17 @@ std::shared_ptr<Event> event_of(void* handle) {
     return it == state().events.end() ? nullptr : it->second;
 }
 
+// The work queued so far on all streams.
+void wait_for_everything() {
+    std::vector<std::shared_ptr<Stream>> streams;
+    {
+        const std::lock_guard<std::mutex> lock(state().mutex);
+        for (auto& [h, stream] : state().streams) streams.push_back(stream);
+        for (auto& [d, stream] : state().defaults) streams.push_back(stream);
+    }
+    for (auto& stream : streams) stream->wait(stream->ticket());
+}
+
 int queue(void* handle, std::function<void()> work) {
     const auto stream = stream_of(handle);
     if (!stream || stream->device != current_device) return last_error = kInvalidHandle;
@@ -226,20 +237,18 @@ API int cudaMalloc(void** p, std::size_t size) {
 API int cudaFree(void* p) {
     if (!p) return kOk;
     State& s = state();
-    std::vector<std::shared_ptr<Stream>> streams;
     {
         const std::lock_guard<std::mutex> lock(s.mutex);
         if (!s.device_memory.count(p)) return last_error = kInvalidValue;
-        for (auto& [h, stream] : s.streams) streams.push_back(stream);
-        for (auto& [d, stream] : s.defaults) streams.push_back(stream);
     }
-    for (auto& stream : streams) stream->wait(stream->ticket());  // as the real one: waits for the device
+    wait_for_everything();  // as the real one: waits for the device
     const std::lock_guard<std::mutex> lock(s.mutex);
     s.used -= static_cast<long>(s.device_memory[p].size);
     s.device_memory.erase(p);
     std::free(p);
     return kOk;
 }
+API int cudaDeviceSynchronize() { return wait_for_everything(), kOk; }
 API int cudaHostAlloc(void** p, std::size_t size, unsigned) {
     *p = nullptr;
     if (int e = fault("HostAlloc", kOutOfMemory)) return e;
