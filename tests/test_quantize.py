@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,14 @@ import pytest
 from PIL import Image
 
 import small_models as small
+from dhead_trt import refine
 from dhead_trt.artifact import Artifact, TensorInfo
 from dhead_trt.build import build
 from dhead_trt.calibration import Ranges, calibrate
 from dhead_trt.errors import BuildError, InputError
 from dhead_trt.int8_options import Int8Options, int8_data
+from dhead_trt.precision import sensitivity
+from dhead_trt.precision.sensitivity import Sensitivity
 from dhead_trt.surgery import convert
 
 
@@ -75,13 +77,64 @@ def test_a_search_that_ends_below_the_gate_stops_the_build(
     model: bytes, ranges: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its own ranking: the layers are not ranked twice."""
-    from dhead_trt.precision import search, sensitivity
+    ranked = []
 
-    monkeypatch.setattr(search, "search_mixed", partial(search.search_mixed, max_trials=1, rank_images=1))
-    monkeypatch.setattr(sensitivity, "rank_layers", None)
+    def rank_once(*args: Any, **options: Any) -> Sensitivity:
+        ranked.append(1)
+        return sensitivity.rank_layers(*args, images=1, **options)
+
+    monkeypatch.setattr(refine.Maker, "trials", 1)
+    monkeypatch.setattr(refine, "rank_layers", rank_once)
     with pytest.raises(BuildError, match=r"does not agree with float32.*layers that int8 hurts most are \S+ \(0"):
         make(model, tmp_path / "e", calibration=ranges, held_out=held(2), auto_mixed=True, min_agreement=1.0)
     assert not list(tmp_path.iterdir())
+    assert len(ranked) == 1
+
+
+def test_refined_weights_are_built_measured_and_told(model: bytes, tmp_path: Path) -> None:
+    images, others = held(6), {"images": small.images(3, seed=8)}
+    found = make(model, tmp_path / "a", calibration=images, held_out=others, refine=True, min_agreement=0.3)
+    report = found.report["int8"]
+    assert report["method_options"] == {"percentile": refine.FITTED_PERCENTILE}
+    assert report["refined"]["images"] == 6
+    layers = report["refined"]["layers"]
+    assert len(layers) == report["quantized"]
+    assert sum(f["fitted"] / f["plain"] for f in layers) < len(layers)
+    assert any("weights fitted on 6 of them" in note for note in found.notes)
+    again = make(model, tmp_path / "b", calibration=images, held_out=others, refine=True, min_agreement=0.3)
+    assert plan(again) == plan(found)
+    plain = make(model, tmp_path / "c", calibration=images, held_out=others, min_agreement=0.3)
+    assert plain.report["int8"]["refined"] is None
+    assert plain.report["int8"]["model_sha256"] == report["model_sha256"]
+    assert plan(plain) != plan(found)
+
+
+def test_a_refined_search_is_replayed(model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine.RefinedMaker, "trials", 3)
+    options: dict[str, Any] = {"calibration": held(4), "held_out": {"images": small.images(2, seed=8)}, "refine": True}
+    options["calib_method"] = "minmax"
+    try:
+        found = make(model, tmp_path / "a", auto_mixed=True, min_agreement=0.97, **options)
+    except BuildError:
+        pytest.fail("three trials did not find a mixture")
+    saved = tmp_path / "a-mixed.json"
+    assert saved.is_file()
+    replayed = make(model, tmp_path / "b", auto_mixed=saved, min_agreement=0.97, **options)
+    assert plan(replayed) == plan(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"calibration": iter([{"images": np.zeros((1, 3, 64, 64), np.float32)}])}, "reads the calibration images"),
+        ({"calibration": "ranges.json"}, "reads the calibration images several times: received ranges"),
+    ],
+)
+def test_refine_is_refused_early(options: dict[str, Any], match: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=match):
+        build("none.onnx", "openvino", output=tmp_path / "a", precision="int8", refine=True, **options)
+    with pytest.raises(InputError, match="belong to precision='int8'"):
+        build("none.onnx", "openvino", output=tmp_path / "a", precision="fp32", refine=True)
 
 
 def test_folders_held_out_images_and_cache(model: bytes, tmp_path: Path) -> None:

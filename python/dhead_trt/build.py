@@ -60,6 +60,7 @@ def build(
     min_agreement: float | None = 0.95,
     auto_mixed: bool | str | os.PathLike[str] = False,
     keep: Sequence[str] = (),
+    refine: bool = False,
     progress: ProgressCallback | None = None,
     verify: bool = True,
 ) -> Artifact:
@@ -101,6 +102,9 @@ def build(
         auto_mixed: leave the fewest layers in high precision that reach it; a path replays an earlier choice
             (`<stem>-mixed.json`, which is written beside the plan).
         keep: names of layers to leave in high precision.
+        refine: before int8, even out the channels of the activations and fit the weights to what rounded activations
+            make of them (least squares and GPTQ, on the calibration images): minutes more, and detections closer to
+            float32's.
         progress: called with (phase, fraction done or None).
         verify: check every step: surgery against the original graph, and the plan, where it runs here, against ONNX
             Runtime.
@@ -136,17 +140,20 @@ def build(
     if precision == "int8":
         int8 = Int8Options(
             calibration, calib_method, calib_percentile, calib_cache, calib_images, held_out, min_agreement, auto_mixed,
-            (keep,) if isinstance(keep, str) else tuple(keep),
+            (keep,) if isinstance(keep, str) else tuple(keep), refine,
         )  # fmt: skip
         check_options(int8)
     elif (
         auto_mixed
         or keep
+        or refine
         or any(
             v is not None for v in (calibration, calib_method, calib_percentile, calib_cache, calib_images, held_out)
         )
     ):
-        raise InputError("Calibration, held_out, auto_mixed and keep belong to precision='int8'", received=precision)
+        raise InputError(
+            "Calibration, held_out, auto_mixed, keep and refine belong to precision='int8'", received=precision
+        )
     if io_dtype == "float16" and not in_graph:
         raise InputError(
             "io_dtype='float16' needs precision='fp16' or 'int8' on TensorRT", received=f"{precision} on {chosen.name}"

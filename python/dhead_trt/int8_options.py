@@ -41,6 +41,7 @@ class Int8Options:
             measured.
         auto_mixed: search for the fewest layers to leave in high precision; a path: replay that JSON file's choice.
         keep: names of layers to leave in high precision.
+        refine: equalize the channels of the activations, and fit the weights to the rounded activations. Takes minutes.
     """
 
     calibration: Any = None
@@ -52,6 +53,7 @@ class Int8Options:
     min_agreement: float | None = 0.95
     auto_mixed: bool | str | os.PathLike[str] = False
     keep: Sequence[str] = ()
+    refine: bool = False
 
 
 def check_options(options: Int8Options) -> None:
@@ -82,6 +84,13 @@ def check_options(options: Int8Options) -> None:
     if held is not None:
         check_source(held)
     ready = isinstance(source, Ranges) or _is_ranges_file(source)
+    if options.refine and (ready or isinstance(source, Iterator)):
+        raise InputError(
+            "refine reads the calibration images several times",
+            received="ranges" if ready else "an iterator",
+            expected="files, a list or an array",
+            fix="Give images to calibrate on, or leave refine out",
+        )
     if ready:
         ready_ranges(options)
     else:

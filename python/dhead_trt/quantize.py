@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from .precision.search import Mixed
+    from .precision.sensitivity import Sensitivity
+    from .refine import Maker
 
 __all__ = ["DEFAULT_METHOD", "RANDOM", "Int8Options", "Int8Result", "check_options", "quantize", "write_mixed"]
 
@@ -72,8 +74,6 @@ def quantize(
         BuildError: it does not agree with float32; the message names the worst layers.
         BackendUnavailable: onnx or onnxruntime is not installed.
     """
-    from .precision import to_int8
-
     check_options(options)
     if options.auto_mixed is True and spec is None:
         raise InputError(
@@ -89,31 +89,20 @@ def quantize(
             received="none held out",
             fix="Give held-out images (--held-out), or calibrate on more files",
         )
-    if data is None:
-        ranges = _known(options, model, held_out)
-    else:
-        ranges = calibrate(
-            model,
-            data,
-            method=options.method or DEFAULT_METHOD,
-            percentile=options.percentile,
-            cache=options.cache,
-            expected=data.count,
-            threads=threads,
-            progress=progress,
-        )
+    maker = _maker(model, spec, options, data, held_out, threads, progress)
+    ranges = maker.ranges
     keep, mixed, report = tuple(options.keep), None, None
     if options.min_agreement is not None and spec is not None and held_out is not None:
-        keep, mixed, report, more = _prove(model, ranges, spec, held_out, options, high, threads, progress)
+        keep, mixed, report, more = _prove(maker, model, spec, held_out, options, high, threads, progress)
         notes += more
     elif options.auto_mixed is not False:
-        keep = (*keep, *_replayed(options, model, ranges).keep)
+        keep = (*keep, *_replayed(options, maker).keep)
     progress(f"precision to int8 ({high} elsewhere)", None)
-    made = to_int8(model, ranges, keep=keep, high=high, io_dtype=io_dtype)
+    made = maker.make(keep, high=high, io_dtype=io_dtype)
     total = len(made.quantized) + len(made.kept)
     summary = (
         f"INT8: {len(made.quantized)} of {total} convolutions, {made.int8_macs:.1%} of the multiplications; scales by "
-        f"{ranges.method} from {ranges.images} {'images' if ranges.images != 1 else 'image'}."
+        f"{ranges.method} from {ranges.images} {'images' if ranges.images != 1 else 'image'}{maker.told(keep)}."
     )
     return Int8Result(
         made.model,
@@ -121,13 +110,14 @@ def quantize(
             "method": ranges.method,
             "method_options": dict(ranges.options),
             "images": ranges.images,
-            "model_sha256": ranges.model_sha256,
+            "model_sha256": maker.sha256,
             "data_sha256": ranges.data_sha256,
             "quantized": len(made.quantized),
             "kept": list(made.kept),
             "keep": list(keep),
             "int8_macs": round(made.int8_macs, 6),
             "high": high,
+            "refined": maker.told_of(keep),
             "gate": report,
             "min_agreement": options.min_agreement,
         },
@@ -171,15 +161,58 @@ def _known(options: Int8Options, model: ModelProto, held_out: CalibrationBatches
     return ranges
 
 
-def _replayed(options: Int8Options, model: ModelProto, ranges: Ranges) -> Mixed:
+def _replayed(options: Int8Options, maker: Maker) -> Mixed:
     from .precision.search import Mixed
 
-    return Mixed.load(str(options.auto_mixed), hashes={"model": ranges.model_sha256})
+    return Mixed.load(str(options.auto_mixed), hashes={"model": maker.sha256})
+
+
+def _maker(
+    model: ModelProto,
+    spec: HeadSpec | None,
+    options: Int8Options,
+    data: CalibrationBatches | None,
+    held_out: CalibrationBatches | None,
+    threads: int | None,
+    progress: ProgressCallback,
+) -> Maker:
+    """Calibrates, unless that was done before; and what makes int8 graphs from the result."""
+    from .refine import FITTED_PERCENTILE, Maker, RefinedMaker, equalized
+
+    if data is None:
+        return Maker(model, _known(options, model, held_out))
+    percentile = options.percentile
+    if options.refine:
+        if spec is None:
+            raise InputError(
+                "refine needs to know where the model sees objects, and its head is not known",
+                expected="a supported detector",
+                fix="Leave refine out",
+            )
+        graph = equalized(model, data, threads, progress)
+        if options.method in (None, "percentile") and percentile is None:
+            percentile = FITTED_PERCENTILE
+    else:
+        graph = model
+    ranges = calibrate(
+        graph,
+        data,
+        method=options.method or DEFAULT_METHOD,
+        percentile=percentile,
+        cache=options.cache,
+        expected=data.count,
+        threads=threads,
+        progress=progress,
+    )
+    if options.refine:
+        assert spec is not None
+        return RefinedMaker(graph, ranges, model_sha256(model), data, spec, threads, progress)
+    return Maker(model, ranges)
 
 
 def _prove(
+    maker: Maker,
     model: ModelProto,
-    ranges: Ranges,
     spec: HeadSpec,
     held_out: CalibrationBatches,
     options: Int8Options,
@@ -188,40 +221,42 @@ def _prove(
     progress: ProgressCallback,
 ) -> tuple[tuple[str, ...], Mixed | None, dict[str, Any], list[str]]:
     """Measures the int8 graph on held-out data, searches if asked to; raises where it does not agree."""
-    from .precision import to_int8
     from .precision.gate import Gate, require
     from .precision.search import search_mixed
-    from .precision.sensitivity import rank_layers
 
     assert options.min_agreement is not None
     gate = Gate(model, held_out, spec, threads=threads, progress=progress)
     keep, mixed = tuple(options.keep), None
-    hashes = {"model": ranges.model_sha256, "data": ranges.data_sha256}
 
     def make(more: Sequence[str]) -> Any:
-        return to_int8(gate.reference, ranges, keep=[*options.keep, *more], high=high)
+        return maker.make([*options.keep, *more], high=high, raw=spec)
+
+    def rank() -> Sensitivity:
+        return maker.rank(options.keep, gate.batches, spec, threads, progress)
 
     if options.auto_mixed is True:
         mixed = search_mixed(
             model,
-            ranges,
+            None,
             gate,
             spec,
             min_agreement=options.min_agreement,
+            max_trials=maker.trials,
             quantize=make,
+            rank=rank,
             threads=threads,
-            hashes=hashes,
+            hashes={"model": maker.sha256, "data": maker.ranges.data_sha256},
             progress=progress,
         )
         keep = (*keep, *mixed.keep)
     elif options.auto_mixed is not False:
-        keep = (*keep, *_replayed(options, model, ranges).keep)
+        keep = (*keep, *_replayed(options, maker).keep)
     made = make(keep[len(options.keep) :])
     report = gate.measure(made.model, progress=progress)
     if not report.passed(options.min_agreement):
         ranked = None if mixed is None else mixed.sensitivity
         if ranked is None and made.quantized:
-            ranked = rank_layers(gate.reference, made.model, gate.batches, spec, threads=threads, progress=progress)
+            ranked = rank()
         require(report, options.min_agreement, ranked)
     note = (
         f"Against float32 on {report.images} held-out images: AP50-95 {report.ap50_95:.4f}, F1@0.5 {report.f1_50:.4f} "

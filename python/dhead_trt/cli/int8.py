@@ -11,7 +11,7 @@ __all__ = ["add_int8_options", "int8_arguments"]
 
 _NAMES = (
     "calib", "calib_method", "percentile", "calib_images", "calib_cache", "held_out", "min_agreement", "auto_mixed",
-    "keep",
+    "keep", "refine",
 )  # fmt: skip
 
 
@@ -29,7 +29,9 @@ def add_int8_options(parser: argparse.ArgumentParser) -> None:
         choices=("percentile", "minmax", "entropy", "mse"),
         help="how ranges come from the data (default: percentile)",
     )
-    group.add_argument("--percentile", type=float, metavar="P", help="of that method (default: 99.99)")
+    group.add_argument(
+        "--percentile", type=float, metavar="P", help="of that method (default: 99.99, with --refine 99.995)"
+    )
     group.add_argument("--calib-images", type=int, metavar="N", help="use so many at most (default: all)")
     group.add_argument("--calib-cache", metavar="FILE", help="keep the ranges here; of other data they are refused")
     group.add_argument(
@@ -47,6 +49,12 @@ def add_int8_options(parser: argparse.ArgumentParser) -> None:
         const=True,
         metavar="FILE",
         help="leave the fewest layers in higher precision that reach it; FILE: as an earlier search chose",
+    )
+    group.add_argument(
+        "--refine",
+        action="store_true",
+        default=None,
+        help="even out channels and fit the weights to rounded activations: minutes more, closer to float32",
     )
     group.add_argument("--keep", action="append", metavar="LAYER", help="leave this layer in higher precision")
 
@@ -87,4 +95,5 @@ def int8_arguments(args: argparse.Namespace, wanted: bool, instead: str) -> dict
         "min_agreement": None if agreement == "none" else agreement,
         "auto_mixed": args.auto_mixed or False,
         "keep": tuple(args.keep or ()),
+        "refine": bool(args.refine),
     }

@@ -193,7 +193,7 @@ def search_mixed(
     max_trials: int = MAX_TRIALS,
     rank_images: int = IMAGES,
     quantize: Callable[[Sequence[str]], Quantized] | None = None,
-    sensitivity: Sensitivity | None = None,
+    rank: Callable[[], Sensitivity] | None = None,
     threads: int | None = None,
     cache: str | os.PathLike[str] | None = None,
     hashes: Mapping[str, str] | None = None,
@@ -202,9 +202,9 @@ def search_mixed(
     """Finds the fewest layers (by MACs) to leave in higher precision for the graph to pass the gate.
 
     Everything in int8 is measured first. Where that does not pass, the layers are ranked by `rank_layers`, once; then
-    the shortest passing beginning of the ranking is found by bisection, for two orders: by error, and by error for each
-    MAC. Of the better one, layers that turn out not to be needed go back to int8, the largest first. Every step is
-    measured with the real gate.
+    the shortest passing beginning of the ranking is found by bisection, for two orders: by error, and by the square of
+    the error for each MAC. Of the better one, layers that turn out not to be needed go back to int8, the largest first.
+    Every step is measured with the real gate.
 
     Args:
         model: the float32 graph, of any form.
@@ -216,7 +216,7 @@ def search_mixed(
         max_trials: at most so many mixtures are measured.
         rank_images: images that layers are ranked on, the first of the batches.
         quantize: makes the int8 graph from the layers to keep; default: `to_int8` with the ranges.
-        sensitivity: a ranking made before.
+        rank: makes the ranking, where it is needed; default: `rank_layers` with everything in int8.
         threads: of ONNX Runtime.
         cache: folder of earlier rankings.
         hashes: what the result is of, to be kept in it.
@@ -237,13 +237,12 @@ def search_mixed(
     make = quantize or _quantizer(model, ranges)
     whole = make(())
     search = _Search(gate, make, min_agreement, max_trials, progress)
-    start = search.measure((), whole)
+    start, sensitivity = search.measure((), whole), None
     if start.agreement < min_agreement:
-        if sensitivity is None:
-            sensitivity = rank_layers(
-                gate.reference, whole.model, gate.batches, gate.spec, images=rank_images, threads=threads, cache=cache,
-                progress=progress,
-            )  # fmt: skip
+        sensitivity = rank() if rank is not None else rank_layers(
+            gate.reference, whole.model, gate.batches, gate.spec, images=rank_images, threads=threads, cache=cache,
+            progress=progress,
+        )  # fmt: skip
         search.run(sensitivity, whole.quantized)
     best = search.best()
     return Mixed(best.keep, min_agreement, best, tuple(search.trials.values()), sensitivity, dict(hashes or {}))
@@ -277,7 +276,8 @@ class _Search:
     def run(self, sensitivity: Sensitivity, names: Sequence[str]) -> None:
         layers = [s for s in sensitivity.layers if s.name in set(names)]
         by_error = [s.name for s in layers]
-        by_worth = [s.name for s in sorted(layers, key=lambda s: -s.error / max(s.macs, 1))]
+        # errors of layers add up like those of independent noise: by their squares
+        by_worth = [s.name for s in sorted(layers, key=lambda s: -(s.error**2) / max(s.macs, 1))]
         for order in (by_error, by_worth):
             self._bisect(order)
         macs = {s.name: s.macs for s in layers}
