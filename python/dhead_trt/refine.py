@@ -109,7 +109,7 @@ class RefinedMaker(Maker):
         progress: ProgressCallback | None,
     ) -> None:
         super().__init__(model, ranges, sha256)
-        self._data, self._spec, self._threads, self._progress = data, spec, threads, progress
+        self._data, self._spec, self._threads, self._progress = data.spread(_FIT_IMAGES), spec, threads, progress
         self._fits: dict[frozenset[str], Reconstruction] = {}
 
     def _fit(self, keep: Sequence[str]) -> Reconstruction:

@@ -84,6 +84,10 @@ class CalibrationBatches:
         rest = [item for i, item in enumerate(self.items) if i % every != every - 1]
         return self._of(rest), self._of(self.items[every - 1 :: every])
 
+    def spread(self, limit: int) -> CalibrationBatches:
+        """At most so many of the items, evenly from all of them; these batches where they can be read only once."""
+        return self if self.items is None else self._of(_spread(list(self.items), limit))
+
     def without(self, other: CalibrationBatches) -> tuple[CalibrationBatches, list[str]]:
         """These without the items of `other` (the same file, or the same content), and the names of those taken out.
 
