@@ -78,3 +78,45 @@ def block(seed: int = 0, opset: int = 17, shrink: float = 1.0) -> onnx.ModelProt
     x = g.node("Concat", [x, p], "cat2", axis=1)
     x = g.silu(g.conv(x, "3", 2 * WIDTH, WIDTH), "3")
     return g.model(g.conv(x, "4", WIDTH, 5, kernel=1), 5, opset)
+
+
+def yolo_like() -> onnx.ModelProto:
+    """Convolutions with and without bias, Split, sum, Concat, pooling, depthwise, attention, and Resize."""
+    g = Graph(5)
+    x = g.silu(g.conv("x", "0", 3, 2 * WIDTH), "0")
+    g.nodes.append(
+        helper.make_node("Split", [x, g.constant("half", np.array([WIDTH] * 2))], ["sa", "sb"], "split", axis=1)
+    )
+    y = g.node("Conv", ["sb", g.constant("bare", weights(1, WIDTH, WIDTH, 3))], "c1", pads=[1] * 4)
+    y = g.node("Add", ["sb", g.silu(y, "1")], "sum")
+    x = g.node("Concat", ["sa", "sb", y], "cat", axis=1)
+    x = g.silu(g.conv(x, "2", 3 * WIDTH, WIDTH, kernel=1), "2")
+    p = g.node("MaxPool", [x], "pool", kernel_shape=[2, 2], strides=[2, 2])
+    q = g.node("Reshape", [p, g.constant("flat", np.array([0, WIDTH, -1]))], "flatten")
+    k = g.node("Transpose", [q], "turned", perm=[0, 2, 1])
+    a = g.node("Softmax", [g.node("MatMul", [k, q], "scores")], "soft", axis=-1)
+    v = g.node("MatMul", [q, a], "mixed")
+    shape = g.node("Shape", [p], "shape")
+    p = g.node("Add", [g.node("Reshape", [v, shape], "grid"), p], "attended")
+    p = g.silu(g.conv(p, "3", WIDTH, WIDTH, group=WIDTH), "3")
+    u = g.node("Resize", [p, "", g.constant("twice", np.array([1, 1, 2, 2], np.float32))], "up", mode="nearest")
+    x = g.silu(g.conv(g.node("Concat", [u, x], "cat2", axis=1), "4", 2 * WIDTH, WIDTH), "4")
+    g.node("Relu", [x], "nobody")
+    return g.model(g.conv(x, "5", WIDTH, 5, kernel=1), 5)
+
+
+def weights(seed: int, outside: int, inside: int, kernel: int) -> np.ndarray:
+    """Of a convolution that keeps sizes about as they are."""
+    values = np.random.default_rng(seed).normal(size=(outside, inside, kernel, kernel)) / inside**0.5 / kernel
+    return np.asarray(values, np.float32)
+
+
+def noise(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Inputs of these graphs."""
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(count)]
+
+
+def constant(model: onnx.ModelProto, name: str) -> np.ndarray:
+    """Value of an initializer."""
+    return np.asarray(numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name)))

@@ -33,10 +33,17 @@ class Fit:
     def add(self, x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> None:
         """Takes positions in: x [n, K], y [n, O]."""
         x = np.concatenate([x, np.ones((len(x), 1), np.float32)], axis=1)
-        self.gram += x.T @ x
-        self.cross += x.T @ y
+        with np.errstate(over="ignore", invalid="ignore"):  # see finite
+            self.gram += x.T @ x
+            self.cross += x.T @ y
         self.power += float(np.square(y, dtype=np.float64).sum())
         self.count += len(x)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all inputs and outputs were numbers, not too large for sums of squares in float32."""
+        sums = (np.diag(self.gram), self.cross, self.power)
+        return all(bool(np.isfinite(s).all()) for s in sums)
 
     @property
     def size(self) -> float:
@@ -65,7 +72,7 @@ class Fit:
         spread = self.gram[:-1, :-1] - self.count * np.outer(mean, mean)  # the bias takes the mean's share
         spread += np.eye(len(spread)) * (DAMP * float(np.diag(spread).mean()) + _tiny(self.gram))
         order = np.argsort(-np.diag(spread), kind="stable")
-        inverse = np.linalg.cholesky(np.linalg.inv(spread[np.ix_(order, order)])).T  # upper: inv = Uᵀ U
+        inverse = _inverse_root(spread[np.ix_(order, order)], float(np.diag(self.gram)[:-1].mean()))
         left, done = w[:, order].copy(), np.empty_like(w)
         for k in range(len(order)):
             column = np.clip(np.rint(left[:, k] / scale), -LEVELS, LEVELS) * scale
@@ -73,6 +80,22 @@ class Fit:
             left[:, k + 1 :] -= np.outer(off, inverse[k, k + 1 :])
             done[:, order[k]] = column
         return done.reshape(weight.shape), bias - (done - w) @ mean
+
+
+def _inverse_root(spread: Floats, size: float) -> Floats:
+    """Upper triangular U with UᵀU = inverse of a matrix; damped more where inputs that hardly vary leave only noise."""
+    for damp in (0.0, *(size * 10.0**power for power in range(-7, 1))):  # float32 sums are off by 1e-7
+        root = _root(spread + damp * np.eye(len(spread)))
+        if root is not None:
+            return root
+    return np.eye(len(spread))  # each to nearest
+
+
+def _root(matrix: Floats) -> Floats | None:
+    try:
+        return np.asarray(np.linalg.cholesky(np.linalg.inv(matrix)).T)
+    except np.linalg.LinAlgError:
+        return None
 
 
 def _joined(weight: Floats, bias: Floats) -> Floats:
@@ -86,7 +109,8 @@ def _tiny(gram: Floats) -> float:
 def weight_scale(weight: Floats) -> Floats:
     """Of each output channel, on float32's grid; 1 for a channel of zeros."""
     top = np.abs(weight).reshape(len(weight), -1).max(axis=1) / LEVELS
-    return np.where(top > 0, top, 1.0).astype(np.float32).astype(np.float64)
+    some = np.maximum(np.where(top > 0, top, 1.0), np.finfo(np.float32).tiny)
+    return some.astype(np.float32).astype(np.float64)
 
 
 def nearest(weight: Floats, scale: Floats) -> Floats:

@@ -55,7 +55,6 @@ class Lockstep:
         self._last: dict[str, int] = {}  # tensor → number of the last piece that reads it
         for i, (_, nodes) in enumerate(self._pieces):
             self._last.update({name: i for node in nodes for name in _reads(node)})
-        self._next = 0
 
     def _cut(self, stops: set[str]) -> list[tuple[str, list[Any]]]:
         """(the stop in front of which it begins, nodes); the first begins nowhere. Dead nodes are left out."""
@@ -73,7 +72,14 @@ class Lockstep:
         return pieces
 
     def __iter__(self) -> Iterator[str]:
-        """Runs up to each stop in turn and yields it; then its inputs are in `live`, and its constants may be `set`."""
+        """Runs up to each stop in turn and yields it; then its inputs are in `live`, and its constants may be `set`.
+
+        It goes through once: what is behind is forgotten.
+
+        Raises:
+            InputError: an image does not fit the graph.
+            GraphError: ONNX Runtime cannot load a piece, or the graph is not in topological order.
+        """
         for i, (stop, _) in enumerate(self._pieces):
             if i:
                 yield stop

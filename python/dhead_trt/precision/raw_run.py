@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BackendUnavailable, GraphError, InputError
+from .._ort import cpu_session
+from ..errors import GraphError, InputError
 from ..spec import HeadSpec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["Arrays", "MapRunner", "input_size", "named_batches", "raw_graph", "spec_of"]
+__all__ = ["Arrays", "MapRunner", "image_count", "input_size", "named_batches", "raw_graph", "spec_of"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -35,21 +36,7 @@ class MapRunner:
     """
 
     def __init__(self, model: ModelProto, *, threads: int | None = None) -> None:
-        try:
-            import onnxruntime as ort
-        except ImportError as e:
-            raise BackendUnavailable("ONNX Runtime is not installed", fix='pip install "dhead-trt[onnx]"') from e
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        data = model.SerializeToString()
-        try:
-            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # ONNX Runtime's errors share no base class
-            raise GraphError("ONNX Runtime cannot load this graph", received=str(e).splitlines()[0][:300]) from e
+        self._session = cpu_session(model, threads=threads, qdq_as_written=True)
         self.inputs = {i.name: str(i.type) for i in self._session.get_inputs()}
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -116,6 +103,13 @@ def named_batches(batches: Iterable[Any], model: ModelProto) -> Iterator[Arrays]
             yield {names[0]: np.asarray(batch)}
         else:
             raise InputError("A batch is not a mapping", received=type(batch).__name__, expected=f"arrays for {names}")
+
+
+def image_count(batches: Iterable[Any]) -> int | None:
+    """Images in batches without the rows that fill up the last one of a fixed size; None where they do not tell."""
+    from ..calibration import CalibrationBatches
+
+    return batches.count if isinstance(batches, CalibrationBatches) else None
 
 
 def input_size(

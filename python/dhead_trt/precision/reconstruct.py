@@ -14,7 +14,7 @@ squares fit of logits would care most for the background, where they do not matt
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,10 +26,11 @@ from ..progress import ProgressCallback
 from ..spec import HeadSpec
 from ..tables import table
 from .analysis import captured_names
+from .fit_data import fit_data, importance
 from .layer_fit import Fit, Window, draw_positions, nearest, patches, weight_scale
 from .layers import Inspection, import_onnx, inspect
 from .lockstep import Lockstep
-from .raw_run import Arrays, MapRunner, named_batches, raw_graph, spec_of
+from .raw_run import MapRunner, raw_graph, spec_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -41,8 +42,6 @@ __all__ = ["IMAGES", "LayerFit", "Reconstruction", "reconstruct"]
 IMAGES = 48
 POSITIONS = 2048  # of each image and layer
 RIDGE = 1e-2  # of the mean square of the inputs
-_CROP_FROM = 512  # pixels; of smaller images too much of a part is its border
-_REACH = 2  # cells of the finest map around an object that count as one
 
 Floats = npt.NDArray[np.float64]
 
@@ -68,9 +67,10 @@ class Reconstruction:
     """What `reconstruct` made.
 
     Attributes:
-        model: the graph with the new weights, float32. Those of int8 layers lie on their grids.
-        weight_scales: weight → scales of its output channels, for `to_int8`.
-        layers: what it did to each.
+        model: the graph with the new weights, float32. Those of the int8 layers that were fitted lie on their grids.
+        weight_scales: weight → scales of its output channels, for `to_int8`. With high="float16" the scales, and with
+            them the weights, move by up to 1/1000, as float16 has them.
+        layers: what it did to each that was fitted.
         images: how many it looked at.
     """
 
@@ -107,7 +107,8 @@ def reconstruct(
     `to_int8(made.model, ranges, keep=keep, weight_scales=made.weight_scales)` makes the int8 graph.
 
     Grouped convolutions and the last layers keep their weights. Nothing is trained: the result depends on the data and
-    the seed alone.
+    the seed alone. A layer has inputs times kernel size free weights for each output: where the images together have
+    fewer distinct places than that, it fits these images better than others.
 
     Args:
         model: float32 graph of any form, calibrated; it is not changed.
@@ -115,7 +116,8 @@ def reconstruct(
         batches: calibration inputs; those used are held in memory.
         spec: of its head; None: what the graph's metadata say.
         keep: layers that stay in high precision, as for `to_int8`. They are fitted too.
-        images: how many to use at most, from the first on.
+        images: how many to use at most, from the first on. Rows that fill up the last batch of a fixed size are left
+            out where the batches tell (`CalibrationBatches.count`).
         positions: of each image and layer that count.
         ridge: how strongly weights are held to the original: the penalty, relative to the mean square of the inputs.
         crop: of fully convolutional networks, look at a random part of each image, of half its height and width (if
@@ -125,7 +127,8 @@ def reconstruct(
         progress: called with ("fitting weights", part done).
 
     Raises:
-        InputError: there are no images, an argument is out of range, or keep names no layer.
+        InputError: there are no images, they hold NaN or do not fit, an argument is out of range, or keep names no
+            layer.
         GraphError: not a supported detector, or the network does not give numbers.
         BackendUnavailable: onnx or onnxruntime is not installed.
     """
@@ -135,17 +138,20 @@ def reconstruct(
         ("images", images, images >= 1),
         ("positions", positions, positions >= 1),
         ("ridge", ridge, 0 < ridge < np.inf),
+        ("seed", seed, seed >= 0),
     ):
         if not good:
-            raise InputError(f"{name} is out of range", received=value, expected="above 0")
+            expected = "0 or more" if name == "seed" else "above 0, finite"
+            raise InputError(f"{name} is out of range", received=value, expected=expected)
     onnx = import_onnx()
     spec = spec_of(model, spec)
     raw = raw_graph(model, spec)
     found = inspect(raw)
     rng = np.random.default_rng(seed)
-    feeds = _feeds(raw, found, batches, images, crop, max(spec.strides), rng)
+    data = fit_data(found, batches, images, max(spec.strides) if crop else None, rng)
+    feeds = [feed.inputs for feed in data]
     runner = MapRunner(_of_any_size(onnx, found.model), threads=threads)
-    where = [_importance(runner.run(feed), spec) for feed in feeds]
+    where = [importance(runner.run(feed.inputs), spec, feed.rows) for feed in data]
     int8 = to_int8(raw, ranges, keep=keep)
     rounded = _activations_only(onnx, int8.model, found)
     layers = {layer.output: layer for layer in found.layers}
@@ -171,17 +177,21 @@ def reconstruct(
         bias = student.constant(node.input[2]).astype(np.float64)
         fit = _gather(student, exact, node, window, where, positions, rng)
         before = fit.error(plain, bias)
-        fitted, bias = fit.solve(weight, bias, ridge)
+        fitted, new_bias = fit.solve(weight, bias, ridge)
+        scale = weight_scale(fitted)
         if quantized:
-            scale = weight_scale(fitted)
-            fitted, bias = fit.round(fitted, bias, scale)
+            fitted, new_bias = fit.round(fitted, new_bias, scale)
+        after = fit.error(fitted, new_bias)
+        if after > before:  # GPTQ promises nothing: such a layer stays as it was
+            fitted, new_bias, scale, after = plain, bias, weight_scale(weight), before
+        if quantized:
             scales[stop] = scale
-        fits.append(LayerFit(layer.name, before, fit.error(fitted, bias), fit.size))
-        weights[stop] = fitted, bias
+        fits.append(LayerFit(layer.name, before, after, fit.size))
+        weights[stop] = fitted, new_bias
         student.set(node.input[1], fitted.astype(np.float32))
-        student.set(node.input[2], bias.astype(np.float32))
+        student.set(node.input[2], new_bias.astype(np.float32))
     made = _rewritten(onnx, model, weights, scales)
-    return Reconstruction(*made, tuple(fits), len(feeds))
+    return Reconstruction(*made, tuple(fits), sum(map(len, where)))
 
 
 def _window(node: Any, weight: Floats) -> Window | None:
@@ -205,85 +215,23 @@ def _gather(
     exact: Lockstep,
     node: Any,
     window: Window,
-    where: list[npt.NDArray[np.float32]],
+    where: Sequence[npt.NDArray[np.float32]],
     count: int,
     rng: np.random.Generator,
 ) -> Fit:
     """The student's inputs and the exact outputs of a layer, at random positions of every image."""
     fit: Fit | None = None
-    for tensors, y, importance in zip(student.live, exact.peek(node.output[0]), where, strict=True):
-        x = tensors[node.input[0]][0]
-        rows, columns = draw_positions(y.shape[2:], importance, count, rng)
-        inputs, outputs = patches(x, window, rows, columns), y[0][:, rows, columns].T
-        if not (np.isfinite(inputs).all() and np.isfinite(outputs).all()):
-            raise GraphError("The network does not give numbers", received=f"NaN or infinity at {node.output[0]!r}")
-        fit = fit or Fit(inputs.shape[1], outputs.shape[1])
-        fit.add(inputs, outputs)
+    for tensors, y, chances in zip(student.live, exact.peek(node.output[0]), where, strict=True):
+        for row, chance in enumerate(chances):
+            rows, columns = draw_positions(y.shape[2:], chance, count, rng)
+            inputs = patches(tensors[node.input[0]][row], window, rows, columns)
+            outputs = y[row][:, rows, columns].T
+            fit = fit or Fit(inputs.shape[1], outputs.shape[1])
+            fit.add(inputs, outputs)
     assert fit is not None
+    if not fit.finite:
+        raise GraphError("The network does not give numbers", received=f"NaN or infinity at {node.output[0]!r}")
     return fit
-
-
-def _importance(maps: Arrays, spec: HeadSpec) -> npt.NDArray[np.float32]:
-    """How sure the float32 model is of an object around each cell of its finest map, 0 to 1."""
-    height, width = maps["cls_0"].shape[2:]
-    found = np.full((height, width), -np.inf, np.float32)
-    for level in range(spec.num_levels):
-        best = maps[f"cls_{level}"][0].max(axis=0)
-        rows = np.arange(height) * best.shape[0] // height
-        columns = np.arange(width) * best.shape[1] // width
-        found = np.maximum(found, best[np.ix_(rows, columns)])
-    score = 1 / (1 + np.exp(-np.clip(found, -50, 50)))
-    padded = np.pad(score, _REACH)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * _REACH + 1, 2 * _REACH + 1))
-    return np.asarray(windows.max(axis=(2, 3)), np.float32)
-
-
-_LOCAL = {"Add", "BatchNormalization", "Clip", "Concat", "Constant", "Conv", "HardSigmoid", "HardSwish", "Identity"}
-_LOCAL |= {"LeakyRelu", "MaxPool", "Mul", "PRelu", "Relu", "Resize", "Sigmoid", "Split", "Sub", "Tanh"}
-
-
-def _feeds(
-    raw: ModelProto,
-    found: Inspection,
-    batches: Iterable[Any],
-    images: int,
-    crop: bool,
-    stride: int,
-    rng: np.random.Generator,
-) -> list[Arrays]:
-    """Image by image, and parts of images where the network takes any size; whole batches where it does not."""
-    local = all(_is_local(found.view.nodes[i]) for i in found.view.network)
-    feeds: list[Arrays] = []
-    for batch in named_batches(batches, raw):
-        for row in range(len(next(iter(batch.values()))) if local else 1):
-            some = slice(row, row + 1) if local else slice(None)
-            one = {name: np.asarray(value[some], np.float32) for name, value in batch.items()}
-            large = len(one) == 1 and min(next(iter(one.values())).shape[2:]) >= _CROP_FROM
-            feeds.append(_part(one, stride, rng) if crop and local and large else one)
-        if len(feeds) >= images:
-            break
-    if not feeds:
-        raise InputError("There are no calibration images", expected="at least one")
-    return feeds[:images]
-
-
-def _is_local(node: Any) -> bool:
-    """Whether an operator treats every place of a map alike, whatever the map's size."""
-    if node.op_type == "Resize":
-        return len(node.input) < 4  # by a factor, not to a size
-    return node.op_type in _LOCAL
-
-
-def _part(feed: Arrays, stride: int, rng: np.random.Generator) -> Arrays:
-    """A random quarter of an image, cut at multiples of the network's stride."""
-    ((name, image),) = feed.items()
-    begin, size = [], []
-    for side in image.shape[2:]:
-        steps = side // stride
-        size.append(max(steps // 2, 1) * stride if steps else side)
-        begin.append(int(rng.integers(0, max((side - size[-1]) // stride, 0) + 1)) * stride)
-    part = image[:, :, begin[0] : begin[0] + size[0], begin[1] : begin[1] + size[1]]
-    return {name: np.ascontiguousarray(part)}
 
 
 def _of_any_size(onnx: Any, model: ModelProto) -> ModelProto:
@@ -327,6 +275,9 @@ def _rewritten(
     """The original graph, in its own form, with the new weights; and the scales by these weights' names."""
     made: ModelProto = inspect(model).model
     named: dict[str, npt.NDArray[np.float32]] = {}
+    lost = sorted(fitted.keys() - {n.output[0] for n in made.graph.node if n.op_type == "Conv"})
+    if lost:
+        raise GraphError("A fitted layer is not in the graph under its name", received=lost[0])
     for node in made.graph.node:
         if node.op_type != "Conv" or node.output[0] not in fitted:
             continue
@@ -339,7 +290,8 @@ def _rewritten(
             named[node.input[1]] = scales[stop].astype(np.float32)
     used = {name for node in made.graph.node for name in (*node.input, *captured_names(node))}
     used |= {o.name for o in made.graph.output}
-    kept = [t for t in made.graph.initializer if t.name in used]
+    kept = {t.name: t for t in made.graph.initializer if t.name in used}  # of a second fit, the later ones
+    tensors = list(kept.values())
     del made.graph.initializer[:]
-    made.graph.initializer.extend(kept)
+    made.graph.initializer.extend(tensors)
     return made, named
