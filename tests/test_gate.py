@@ -11,13 +11,14 @@ import pytest
 
 import int8_fixtures
 import small_models
-from dhead_trt.calibration import Ranges, calibrate
+from dhead_trt.calibration import Ranges, calibrate, calibration_batches
 from dhead_trt.errors import BuildError, InputError
 from dhead_trt.postprocess import detect
 from dhead_trt.precision.gate import Gate, measure, require
 from dhead_trt.precision.int8 import to_int8
 from dhead_trt.precision.raw_run import MapRunner, raw_graph
 from dhead_trt.precision.sensitivity import rank_layers
+from dhead_trt.shapes import tensor_infos
 from dhead_trt.spec import HeadSpec
 from onnx_tools import run, set_initializer
 
@@ -113,6 +114,23 @@ def test_head_with_features_and_other_forms(model: onnx.ModelProto) -> None:
     assert native.to_dict() == raw.to_dict()
     assert 0.8 < native.agreement < 1
     assert native.images == 4
+
+
+def test_rows_that_fill_up_a_batch_are_no_images(model: onnx.ModelProto, ranges: Ranges) -> None:
+    """Five images by a fixed batch of four: the last one is there four times, and counts once."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    images = np.concatenate([small_models.images(1, 50 + i) for i in range(5)])
+    batches = calibration_batches({"images": images}, tensor_infos(fixed))
+    assert [len(b["images"]) for b in batches] == [4, 4]
+    names = [f"page{i}" for i in range(5)]
+    got = measure(fixed, to_int8(fixed, ranges).model, batches, names=names)
+    want = measure(model, to_int8(model, ranges).model, [images], names=names)
+    assert got.images == 5
+    assert got.to_dict() == want.to_dict()
+    assert [i.source for i in got.detail.images] == names
 
 
 def test_int8_is_computed_as_it_is_written(model: onnx.ModelProto, ranges: Ranges) -> None:

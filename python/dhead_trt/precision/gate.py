@@ -17,7 +17,7 @@ from ..spec import HeadSpec
 from ..tables import facts, table
 from ..validate import Agreement, CocoData, CocoImage, agree, match
 from ..validate.mean_ap import mean_ap
-from .raw_run import Arrays, MapRunner, input_size, named_batches, raw_graph, spec_of
+from .raw_run import Arrays, MapRunner, image_count, input_size, named_batches, raw_graph, spec_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -158,7 +158,7 @@ class Gate:
     Args:
         reference: the float32 graph, of any form.
         batches: held-out inputs: mappings from input name to float32 [B, …], or bare arrays where there is one input.
-            They are kept in memory.
+            They are kept in memory. Of `CalibrationBatches` the rows that fill up the last batch are not compared.
         spec: the head; None: what the graph's metadata say.
         conf, iou, max_det: of the detections that are compared.
         names: of the images, for the report.
@@ -188,6 +188,7 @@ class Gate:
         self.reference = raw_graph(reference, self.spec)
         self.conf, self.iou, self.max_det, self.threads = conf, iou, max_det, threads
         self.batches: list[Arrays] = list(named_batches(batches, self.reference))
+        self._count = image_count(batches)
         self._names = tuple(map(str, names))
         found = self._detections(self.reference, "float32 detections", progress)
         self._truth = [d.filter(conf=conf) for d in found]
@@ -237,7 +238,7 @@ class Gate:
                 )
             if progress is not None:
                 progress(phase, (number + 1) / len(self.batches))
-        return found
+        return found[: self._count]
 
     def _average_precision(self, found: Sequence[Detections]) -> tuple[ClassAgreement, ...]:
         classes = range(self.spec.num_classes)
