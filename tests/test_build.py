@@ -243,7 +243,7 @@ def _fail_in(step: str, monkeypatch: pytest.MonkeyPatch, error: BaseException) -
         "shapes": (module, "set_shapes"),
         "backend": (OpenVINOBackend, "build"),
         "load": (OpenVINOBackend, "load"),
-        "verify": (module, "_verify"),
+        "verify": (module, "check_plan"),
         "sidecar": (Artifact, "save"),
         "rename": (os, "replace"),
     }[step]
@@ -354,7 +354,7 @@ def test_builds_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_computes_something_else_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["dhead_trt.build"]
+    module = sys.modules["dhead_trt.plan_check"]
     real = module.run_reference
     monkeypatch.setattr(
         module, "run_reference", lambda *a: {k: v + 0.01 * np.abs(v).max() for k, v in real(*a).items()}

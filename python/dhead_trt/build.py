@@ -13,8 +13,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
-
 from . import __version__
 from .artifact import Artifact, FileRecord, TensorInfo
 from .backends import Backend, BuildRequest, choose_backend, get_backend
@@ -22,9 +20,10 @@ from .backends.base import silent
 from .baked import Baked, baked_options
 from .errors import ArtifactError, BackendUnavailable, BuildError, InputError
 from .files import atomic_files
+from .plan_check import check_plan
 from .progress import ProgressCallback
 from .quantize import Int8Options, Int8Result, check_options, quantize, write_mixed
-from .shapes import random_inputs, run_reference, set_shapes, size_range, takes_features
+from .shapes import set_shapes, size_range, takes_features
 from .spec import HeadSpec
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["build"]
 
 _PLAN_SUFFIXES = (".xml", ".plan", ".engine", ".trt")
-_TOLERANCE = {"fp32": 2e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 2e-1}  # ‖plan − graph‖ / ‖graph‖, per output
 
 
 def build(
@@ -230,7 +228,7 @@ def build(
         )
         if verify:
             tell("verifying the plan", None)
-            report["verification"] = _verify(
+            report["verification"] = check_plan(
                 artifact, chosen, plain, available.can_run, None if quantized is None else quantized.sample
             )
         artifact.save()
@@ -350,54 +348,6 @@ def _target(output: str | os.PathLike[str], backend: Backend) -> Path:
             fix="Give the plan another name: its weights would overwrite that file",
         )
     return path
-
-
-def _verify(
-    artifact: Artifact,
-    backend: Backend,
-    graph: onnx.ModelProto,
-    can_run: bool,
-    sample: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Runs the plan and the graph on the same input, `sample` or seeded random numbers; figures per output."""
-    if not can_run:
-        return {"skipped": f"{backend.name} cannot run here"}
-    runner = backend.load(artifact)
-    try:
-        high = artifact.inputs[0].profile[2][0] if artifact.inputs[0].profile else artifact.inputs[0].shape[0]
-        inputs = random_inputs(artifact.inputs, batch=min(high, 2), spec=artifact.spec)
-        if sample is not None and all(
-            n in sample and len(sample[n]) >= len(x) and sample[n].shape[1:] == x.shape[1:] for n, x in inputs.items()
-        ):
-            inputs = {n: np.ascontiguousarray(sample[n][: len(x)], dtype=x.dtype) for n, x in inputs.items()}
-        got = runner.run(inputs)
-        computed = runner.precision
-    finally:
-        runner.close()
-    try:
-        want = run_reference(graph, inputs)
-    except BackendUnavailable as e:
-        return {"skipped": str(e)}
-    name = "int8" if artifact.precision == "int8" else "fp32"
-    figures: dict[str, Any] = {"against": f"ONNX Runtime on the {name} graph", "computed_in": computed, "outputs": {}}
-    for name, reference in want.items():
-        have, reference = got[name].astype(np.float64), reference.astype(np.float64)
-        if have.shape != reference.shape:
-            raise BuildError(
-                f"Output {name!r} of the plan has another shape", received=have.shape, expected=reference.shape
-            )
-        error = np.abs(have - reference)
-        relative = float(np.linalg.norm(error) / max(float(np.linalg.norm(reference)), 1e-12))
-        figures["outputs"][name] = {"max": float(error.max(initial=0.0)), "relative": relative}
-        limit = _TOLERANCE[artifact.precision]
-        if not relative <= limit:
-            raise BuildError(
-                f"The plan does not compute what the graph does at output {name!r}",
-                received=f"relative error {relative:.2g}",
-                expected=f"at most {limit:g} for {artifact.precision}",
-                fix="Build with precision='fp32', and report this with the model if it stays",
-            )
-    return figures
 
 
 def _with_size(head: HeadSpec | None, inputs: tuple[TensorInfo, ...]) -> HeadSpec | None:
