@@ -73,7 +73,7 @@ def main() -> None:
     low_high = channel_ranges(raw, data, threads=args.threads)
     rows = []
     for alpha in args.equalize:
-        model = equalize(raw, low_high, alpha=alpha, shift=False).model if alpha else raw
+        model = equalize(raw, low_high, alpha=alpha).model if alpha else raw
         work = {layer.name: layer.macs for layer in quantizable(model)}
         total = sum(work.values())
         for percentile in args.percentile:

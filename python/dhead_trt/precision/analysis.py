@@ -10,13 +10,12 @@ import numpy as np
 __all__ = ["GraphView", "captured_names", "hoist_constants", "subgraphs"]
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv", "MatMulInteger", "QLinearMatMul"}
-LAYOUT = {
+MOVING = {
     "Concat",
     "Expand",
     "Flatten",
     "Gather",
     "Identity",
-    "Pad",
     "Reshape",
     "Slice",
     "Split",
@@ -24,7 +23,8 @@ LAYOUT = {
     "Tile",
     "Transpose",
     "Unsqueeze",
-}  # they move values and change none
+}  # every value they write is one that they read
+LAYOUT = MOVING | {"Pad"}  # they move values and change none, but may add some of their own
 
 
 class GraphView:

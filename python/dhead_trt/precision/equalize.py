@@ -2,8 +2,8 @@
 
 TensorRT allows one scale for a whole activation tensor, so a channel whose values are small gets few of its 255 levels.
 Here each activation is multiplied by a factor per channel, and the weights that read it are divided by that
-(SmoothQuant's idea, for convolutions). SiLU is not homogeneous, so the factor is a Mul of its own behind it, which
-engines fuse into the convolution's epilogue; behind a convolution without activation it goes into its weights.
+(SmoothQuant's idea, for convolutions). SiLU is not homogeneous, so the factor is a Mul of its own behind it (OpenVINO
+was seen to fuse it into the convolution's epilogue); behind a convolution without activation it goes into its weights.
 
 Factors pass through what only moves values: a channel of a Concat, Split, MaxPool or nearest Resize keeps its factor. A
 sum needs equal factors for both operands, so these channels get one together. Channels that anything else reads (the
@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BackendUnavailable, GraphError, InputError
+from .._ort import cpu_session
+from ..errors import GraphError, InputError
 from ..progress import ProgressCallback
 from .analysis import captured_names
 from .layers import FLOAT, Inspection, data_inputs, import_onnx, inspect, passes
+from .names import Names
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -43,7 +45,7 @@ class Equalization:
         model: the float32 graph with the factors in it; same inputs, outputs, names of nodes, and results.
         tensors: activations that carry factors.
         factors: the largest one used.
-        added: how many nodes (Mul, Add) were added; the other factors went into weights.
+        added: how many nodes (Mul) were added; the other factors went into weights.
     """
 
     model: ModelProto
@@ -59,7 +61,6 @@ class _Channels:
         self.found, self.view = found, found.view
         self.parent: list[int] = []
         self.pinned: set[int] = set()
-        self.unmoved: set[int] = set()  # channels that cannot be shifted
         self.ids: dict[str, npt.NDArray[np.int64]] = {}
         self.sources: list[str] = []  # tensors that get factors where they are made
         self.sums: list[str] = []
@@ -108,8 +109,6 @@ class _Channels:
         if layer is not None:
             for name in node.input[1:]:
                 self._pin(name)
-            if layer.group != 1 or not _unpadded(node):
-                self.unmoved.update(map(int, self.ids.get(layer.input, ())))
             self._fresh(node.output[0])
             return
         made = self._moved(node)
@@ -132,7 +131,6 @@ class _Channels:
             if len(data) != 2 or len(self.ids[data[0]]) != len(self.ids[data[1]]):
                 return None
             self._join(self.ids[data[0]], self.ids[data[1]])
-            self.unmoved.update(map(int, self.ids[data[0]]))
             self.sums.append(node.output[0])
             return [self.ids[data[0]]]
         if not passes(node):
@@ -204,7 +202,7 @@ def channel_ranges(
     del probe.graph.node[:], probe.graph.output[:], probe.graph.value_info[:]
     probe.graph.node.extend(needed)
     probe.graph.output.extend(onnx.helper.make_tensor_value_info(n, FLOAT, None) for n in names)
-    session = _session(probe, threads)
+    session = cpu_session(probe, threads=threads)
     found_ranges: dict[str, Floats] = {}
     count = 0
     for batch in batches:
@@ -235,7 +233,6 @@ def equalize(
     *,
     alpha: float = ALPHA,
     max_factor: float = MAX_FACTOR,
-    shift: bool = False,
 ) -> Equalization:
     """A float32 graph whose activations' channels have like ranges; what it computes does not change.
 
@@ -247,7 +244,6 @@ def equalize(
         alpha: 1: the channels' ranges become equal; 0: nothing changes. Between: the weights, which take the inverse
             factors, stay more even.
         max_factor: the most a channel is multiplied by.
-        shift: also centre the channels that only convolutions without padding read (no gain where it was measured).
 
     Raises:
         InputError: alpha or max_factor is out of range.
@@ -261,35 +257,26 @@ def equalize(
     onnx = import_onnx()
     found = inspect(model)
     channels = _Channels(found)
-    factors, shifts = _affine(
-        channels, {n: np.asarray(r, np.float64) for n, r in ranges.items()}, alpha, max_factor, shift
-    )
-    work = _Rewrite(onnx, found, channels, factors, shifts)
+    factors = _factors(channels, {n: np.asarray(r, np.float64) for n, r in ranges.items()}, alpha, max_factor)
+    work = _Rewrite(onnx, found, channels, factors)
     work.run()
-    used = [float(work.of(n)[0].max()) for n in work.scaled]
+    used = [float(work.of(n).max()) for n in work.scaled]
     return Equalization(found.model, len(work.scaled), max(used, default=1.0), work.added)
 
 
-def _affine(
-    channels: _Channels, ranges: Mapping[str, Floats], alpha: float, limit: float, shift: bool
-) -> tuple[Floats, Floats]:
-    """Factor and shift of each channel number: y = factor · x + shift."""
+def _factors(channels: _Channels, ranges: Mapping[str, Floats], alpha: float, limit: float) -> Floats:
+    """Factor of each channel number."""
     total = len(channels.parent)
     roots = np.array([channels.root(i) for i in range(total)], np.int64)
-    low, high = np.zeros(total), np.zeros(total)
+    reach = np.zeros(total)
     known = [n for n in channels.tensors() if n in ranges]
     for name in known:
         if ranges[name].shape != (2, len(channels.ids[name])):
             raise InputError("The channel ranges are of another graph", received=name)
         ids = roots[channels.ids[name]]
-        np.minimum.at(low, ids, ranges[name][0])
-        np.maximum.at(high, ids, ranges[name][1])
+        np.maximum.at(reach, ids, np.abs(ranges[name]).max(axis=0))
     fixed = np.zeros(total, bool)
     fixed[[channels.root(i) for i in channels.pinned]] = True
-    still = fixed.copy()
-    still[[channels.root(i) for i in channels.unmoved]] = True
-    center = np.where(still | (not shift), 0.0, (low + high) / 2)
-    reach = np.maximum(high - center, center - low)
     component = channels.components()
     tops: dict[str, float] = {}
     for name in known:
@@ -301,24 +288,23 @@ def _affine(
         if top > 0:
             factors[ids] = np.clip(top / np.maximum(reach[ids], top / limit), 1.0, limit) ** alpha
     factors[fixed] = 1.0
-    return factors[roots], (-factors * center)[roots]
+    return factors[roots]
 
 
 class _Rewrite:
-    """Puts factors and shifts into a graph."""
+    """Puts factors into a graph."""
 
-    def __init__(self, onnx: Any, found: Inspection, channels: _Channels, factors: Floats, shifts: Floats) -> None:
+    def __init__(self, onnx: Any, found: Inspection, channels: _Channels, factors: Floats) -> None:
         self.onnx, self.view, self.graph = onnx, found.view, found.model.graph
-        self.channels, self.factors, self.shifts = channels, factors, shifts
+        self.channels, self.factors = channels, factors
         self.added = 0
-        self.scaled = [n for n in channels.sources if (self.of(n)[0] != 1).any() or self.of(n)[1].any()]
-        self.names = {n for node in self.view.nodes for n in (*node.input, *node.output, node.name)}
-        self.names |= set(self.view.initializers) | {v.name for v in self.graph.input}
+        self.scaled = [n for n in channels.sources if (self.of(n) != 1).any()]
+        self.names = Names(self.view, self.graph)
 
-    def of(self, name: str) -> tuple[Floats, Floats]:
-        """Factors and shifts of a tensor's channels; of length 1 where it has none."""
+    def of(self, name: str) -> Floats:
+        """Factors of a tensor's channels; of length 1 where it has none."""
         ids = self.channels.ids.get(name)
-        return (np.ones(1), np.zeros(1)) if ids is None else (self.factors[ids], self.shifts[ids])
+        return np.ones(1) if ids is None else self.factors[ids]
 
     def run(self) -> None:
         nodes = []
@@ -333,8 +319,8 @@ class _Rewrite:
                 continue
             for k, name in enumerate(node.output):
                 if name in scaled:
-                    made.output[k] = self._unique(f"{name}_plain")
-                    nodes += self._steps(made.output[k], name)
+                    made.output[k] = self.names.unique(f"{name}_plain")
+                    nodes.append(self._scaled(made.output[k], name))
         del self.graph.node[:]
         self.graph.node.extend(nodes)
         used = {n for node in nodes for n in (*node.input, *captured_names(node))} | {o.name for o in self.graph.output}
@@ -342,23 +328,16 @@ class _Rewrite:
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)
 
-    def _steps(self, plain: str, name: str) -> list[Any]:
-        """Mul, and Add where there is a shift, between a tensor and its new self."""
-        make, (factors, shifts) = self.onnx.helper.make_node, self.of(name)
-        moved = bool(shifts.any())
-        out = self._unique(f"{name}_scaled") if moved else name
-        factor = self._constant(f"{name}_factor", factors.reshape(1, -1, 1, 1))
-        nodes = [make("Mul", [plain, factor], [out], name=self._unique(f"{name}_equalize"))]
-        if moved:
-            shift = self._constant(f"{name}_shift", shifts.reshape(1, -1, 1, 1))
-            nodes.append(make("Add", [out, shift], [name], name=self._unique(f"{name}_center")))
-        self.added += len(nodes)
-        return nodes
+    def _scaled(self, plain: str, name: str) -> Any:
+        """The Mul between a tensor and its new self."""
+        self.added += 1
+        factor = self._constant(f"{name}_factor", self.of(name).reshape(1, -1, 1, 1))
+        return self.onnx.helper.make_node("Mul", [plain, factor], [name], name=self.names.unique(f"{name}_equalize"))
 
     def _fold(self, node: Any, source: str, output: str, group: int) -> None:
         """What a convolution reads is undone, and what it writes is done, in its weights and bias."""
-        factors, shifts = self.of(source)
-        if (factors == 1).all() and not shifts.any() and not output:
+        factors = self.of(source)
+        if (factors == 1).all() and not output:
             return
         array = self.onnx.numpy_helper.to_array
         weight = array(self.view.initializers[node.input[1]]).astype(np.float64)
@@ -369,12 +348,10 @@ class _Rewrite:
         if factors.size > 1:
             read = np.repeat(factors.reshape(group, -1), len(weight) // group, axis=0)
             weight /= read[:, :, None, None]
-        if shifts.any():  # never in groups, never with padding
-            bias -= np.einsum("oihw,i->o", weight, shifts)
         if output:
-            factors, moved = self.of(output)
+            factors = self.of(output)
             weight *= factors[:, None, None, None]
-            bias = bias * factors + moved
+            bias *= factors
         if bias.any() or has_bias:
             name = node.input[2] if has_bias else f"{node.input[1]}_bias"
             del node.input[2:]
@@ -382,17 +359,9 @@ class _Rewrite:
         node.input[1] = self._constant(f"{node.input[1]}_equalized", weight)
 
     def _constant(self, name: str, value: Floats) -> str:
-        name = self._unique(name)
+        name = self.names.unique(name)
         self.graph.initializer.append(self.onnx.numpy_helper.from_array(np.asarray(value, np.float32), name))
         return name
-
-    def _unique(self, name: str) -> str:
-        made, n = name, 1
-        while made in self.names:
-            n += 1
-            made = f"{name}_{n}"
-        self.names.add(made)
-        return made
 
 
 def _widths(model: Any) -> dict[str, int]:
@@ -400,25 +369,3 @@ def _widths(model: Any) -> dict[str, int]:
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     dims = {v.name: v.type.tensor_type.shape.dim for v in values if v.type.tensor_type.HasField("shape")}
     return {n: int(d[1].dim_value) for n, d in dims.items() if len(d) == 4 and d[1].dim_value > 0}
-
-
-def _unpadded(node: Any) -> bool:
-    padded = any(a.name == "pads" and any(a.ints) for a in node.attribute)
-    auto = next((a.s.decode() for a in node.attribute if a.name == "auto_pad"), "NOTSET")
-    return not padded and auto in ("NOTSET", "VALID")
-
-
-def _session(model: Any, threads: int | None) -> Any:
-    try:
-        import onnxruntime as ort
-    except ImportError as e:
-        raise BackendUnavailable("ONNX Runtime is not installed", fix='pip install "dhead-trt[onnx]"') from e
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as e:
-        raise GraphError("ONNX Runtime cannot run this graph", received=str(e).splitlines()[0][:300]) from e

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import BackendUnavailable, GraphError, InputError
 from .analysis import LAYOUT, GraphView, captured_names, hoist_constants, subgraphs
+from .names import Names
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -177,7 +178,7 @@ class _Rewrite:
     ) -> None:
         self.onnx, self.model, self.view, self.io, self.keep, self.network = onnx, model, view, io, keep, network
         self.opsets = {o.domain or "ai.onnx": o.version for o in model.opset_import}
-        self.names = set(view.types) | set(view.producer) | {i.name for i in model.graph.input}
+        self.names = Names(view, model.graph)
         self.now: dict[str, int] = {}  # tensor → its type after the pass, where it was float32
         self.casted: dict[tuple[str, int], str] = {}
         self.halves: dict[str, str] = {}  # initializer → name of its float16 form
@@ -302,7 +303,7 @@ class _Rewrite:
             return name
         key = (name, wanted)
         if key not in self.casted:
-            self.casted[key] = self._unique(f"{name}_{'fp16' if wanted == HALF else 'fp32'}")
+            self.casted[key] = self.names.unique(f"{name}_{'fp16' if wanted == HALF else 'fp32'}")
             self._cast(name, self.casted[key], wanted)
         return self.casted[key]
 
@@ -315,23 +316,15 @@ class _Rewrite:
             lost = int(((half == 0) & (values != 0)).sum())
             if lost:
                 self.flushed[name] = lost
-            self.halves[name] = self._unique(f"{name}_fp16")
+            self.halves[name] = self.names.unique(f"{name}_fp16")
             self.model.graph.initializer.append(self.onnx.numpy_helper.from_array(half, self.halves[name]))
         return self.halves[name]
 
     def _cast(self, source: str, target: str, kind: int) -> None:
         self.added += 1
         self.out.append(
-            self.onnx.helper.make_node("Cast", [source], [target], name=self._unique(f"Cast_{target}"), to=kind)
+            self.onnx.helper.make_node("Cast", [source], [target], name=self.names.unique(f"Cast_{target}"), to=kind)
         )
-
-    def _unique(self, name: str) -> str:
-        made, n = name, 1
-        while made in self.names:
-            n += 1
-            made = f"{name}_{n}"
-        self.names.add(made)
-        return made
 
     # -- the result --
 
@@ -345,7 +338,7 @@ class _Rewrite:
             wanted = self.io[value.name] or have
             value.type.tensor_type.elem_type = wanted
             if have != wanted:
-                inner = self._unique(f"{value.name}_{'fp16' if have == HALF else 'fp32'}")
+                inner = self.names.unique(f"{value.name}_{'fp16' if have == HALF else 'fp32'}")
                 for node in self.out:
                     _rename(node, {value.name: inner})
                 self._cast(inner, value.name, wanted)

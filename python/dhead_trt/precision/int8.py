@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..errors import GraphError, InputError
 from .layers import Inspection, Layer, import_onnx, inspect
+from .names import Names
 from .opset import upgrade
 from .placement import Placement, place
 
@@ -168,10 +169,7 @@ class _Insert:
         self.initializers: list[Any] = []
         self.pair_of: dict[str, str] = {}  # key → name of the dequantized tensor
         self.weight_of: dict[str, str] = {}
-        self.names = {n for node in self.view.nodes for n in (*node.input, *node.output, node.name)}
-        self.names |= set(self.view.initializers) | {
-            v.name for v in (*self.model.graph.input, *self.model.graph.output)
-        }
+        self.names = Names(self.view, self.model.graph)
 
     def run(self) -> None:
         """Nodes in order, each pair where it is first read."""
@@ -199,10 +197,10 @@ class _Insert:
             source, stem = self.plan.source[key], key.replace("@", "_for_")
             scale = self._constant(f"{stem}_scale", self._scale(self.plan.amax[key]))
             zero = self._constant(f"{stem}_zero", np.int8(0))
-            q, dq = self._unique(f"{stem}_int8"), self._unique(f"{stem}_dq")
+            q, dq = self.names.unique(f"{stem}_int8"), self.names.unique(f"{stem}_dq")
             make = self.onnx.helper.make_node
-            self.new.append(make("QuantizeLinear", [source, scale, zero], [q], name=self._unique(f"{stem}_Q")))
-            self.new.append(make("DequantizeLinear", [q, scale, zero], [dq], name=self._unique(f"{stem}_DQ")))
+            self.new.append(make("QuantizeLinear", [source, scale, zero], [q], name=self.names.unique(f"{stem}_Q")))
+            self.new.append(make("DequantizeLinear", [q, scale, zero], [dq], name=self.names.unique(f"{stem}_DQ")))
             self.pair_of[key] = dq
         return self.pair_of[key]
 
@@ -214,14 +212,16 @@ class _Insert:
             scales = self._weight_scales(name, values)
             per = scales.reshape(-1, *[1] * (values.ndim - 1))
             grid = np.clip(np.rint(values / per), -LEVELS, LEVELS).astype(np.int8)
-            out = self._unique(f"{name}_dq")
+            out = self.names.unique(f"{name}_dq")
             inputs = [
                 self._constant(f"{name}_int8", grid),
                 self._constant(f"{name}_scale", scales),
                 self._constant(f"{name}_zero", np.zeros(len(scales), np.int8)),
             ]
             self.new.append(
-                self.onnx.helper.make_node("DequantizeLinear", inputs, [out], name=self._unique(f"{name}_DQ"), axis=0)
+                self.onnx.helper.make_node(
+                    "DequantizeLinear", inputs, [out], name=self.names.unique(f"{name}_DQ"), axis=0
+                )
             )
             self.weight_of[name] = out
         return self.weight_of[name]
@@ -250,17 +250,9 @@ class _Insert:
         return np.asarray(np.where(short, up, half), np.float32)
 
     def _constant(self, name: str, value: Any) -> str:
-        name = self._unique(name)
+        name = self.names.unique(name)
         self.initializers.append(self.onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
-
-    def _unique(self, name: str) -> str:
-        made, n = name, 1
-        while made in self.names:
-            n += 1
-            made = f"{name}_{n}"
-        self.names.add(made)
-        return made
 
 
 def _finish(onnx: Any, model: Any) -> None:

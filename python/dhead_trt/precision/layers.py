@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BackendUnavailable, GraphError
-from .analysis import GraphView, hoist_constants
+from .analysis import MOVING, GraphView, hoist_constants
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -18,22 +18,8 @@ __all__ = ["Layer", "activation_tensors", "data_inputs", "import_onnx", "inspect
 FLOAT = 1  # onnx.TensorProto.FLOAT
 
 # Operators that hand values on unchanged: one scale serves their inputs and outputs, and engines run them in int8.
-_PASSING = {
-    "Concat",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "MaxPool",
-    "Reshape",
-    "Resize",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Tile",
-    "Transpose",
-    "Unsqueeze",
-}
+# (Resize: see passes. Pad's own value may lie on no int8 level.)
+_PASSING = MOVING | {"MaxPool"}
 _REFERENCE_SIDE = 640  # pixels assumed for free spatial dimensions when work is counted
 
 
