@@ -206,10 +206,15 @@ def test_other_forms(kind: str) -> None:
     assert len(made.layers) == (12 if head else 17)
 
 
-def raw_detector(*, group: int = 1, bias: bool = True, auto_pad: bool = False, opset: int = 17) -> Any:
+def raw_detector(
+    *, group: int = 1, bias: bool = True, auto_pad: bool = False, reshaped: bool = False, opset: int = 17
+) -> Any:
     """Convolutions with a raw map of boxes and one of classes, one level."""
     g = Graph(3)
     x = g.silu(g.conv("x", "0", 3, WIDTH), "0")
+    if reshaped:
+        x = g.node("Reshape", [x, g.constant("there", np.array([0, WIDTH, -1]))], "flat")
+        x = g.node("Reshape", [x, g.constant("back", np.array([0, WIDTH, 16, 16]))], "map")
     tensors = [x, g.constant("w1", weights(2, WIDTH, WIDTH // group, 3))]
     if bias:
         tensors.append(g.constant("b1", np.linspace(-1, 1, WIDTH).astype(np.float32)))
@@ -246,6 +251,22 @@ def test_layers_that_it_cannot_fit_keep_their_weights(options: dict[str, Any]) -
     quantized = int8_of(made, levels)
     assert quantized.quantized == ("n_c0", "n_c1")
     np.testing.assert_array_equal(convolutions(quantized.model)["c1"], convolutions(to_int8(graph, levels).model)["c1"])
+
+
+def test_every_image_of_a_batch_counts() -> None:
+    """Where the batch runs as a whole, as of networks with attention; the images asked for, of the last one too."""
+    graph, images = raw_detector(reshaped=True), [f["x"] for f in noise(8)]
+    levels = calibrate(graph, noise(8))
+    runs = [reconstruct(graph, levels, [np.concatenate(images[i : i + n]) for i in range(0, 8, n)], images=6, threads=1)
+            for n in (1, 4, 8)]  # fmt: skip
+    assert [made.images for made in runs] == [6, 6, 6]
+    for made in runs[1:]:
+        for got, want in zip(made.layers, runs[0].layers, strict=True):
+            assert got.size == pytest.approx(want.size, rel=1e-5)
+            assert got.plain == pytest.approx(want.plain, rel=1e-3)
+            assert got.fitted == pytest.approx(want.fitted, rel=0.02)
+    other = reconstruct(graph, levels, images[:2], threads=1)
+    assert abs(other.layers[0].size / runs[0].layers[0].size - 1) > 1e-3
 
 
 def test_two_layers_of_one_weight_get_their_own() -> None:
