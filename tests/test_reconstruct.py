@@ -75,7 +75,7 @@ def error(graph: Any, reference: Any, batches: Batches) -> float:
 
 
 def test_int8_is_nearer_to_float32_on_other_images(model: Any, ranges: Ranges, made: Reconstruction) -> None:
-    """1.28 times nearer where this was written; trained networks gain more (docs/int8_accuracy.md)."""
+    """1.27 times nearer where this was written; trained networks gain more (docs/int8_accuracy.md)."""
     before = model.SerializeToString()
     other = pictures(8, 1, (256, 256))
     plain, fitted = error(to_int8(model, ranges).model, model, other), error(int8_of(made, ranges).model, model, other)
