@@ -94,7 +94,7 @@ def test_one_image(detector: bytes, tmp_path: Path) -> None:
     made = make(detector, tmp_path / "a", one)
     assert made.report["int8"]["images"] == 1
     assert made.report["int8"]["gate"] is None
-    assert any("not measured" in n and "only 1 images" in n and "--held-out" in n for n in made.notes)
+    assert any("not measured" in n and "only 1 image." in n and "--held-out" in n for n in made.notes)
     file = make(detector, tmp_path / "b", one / "000.png")
     assert file.plan.with_suffix(".bin").read_bytes() == made.plan.with_suffix(".bin").read_bytes()
 

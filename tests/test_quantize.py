@@ -121,6 +121,32 @@ def test_a_refined_search_is_replayed(model: bytes, tmp_path: Path, monkeypatch:
     assert saved.is_file()
     replayed = make(model, tmp_path / "b", auto_mixed=saved, min_agreement=0.97, **options)
     assert plan(replayed) == plan(found)
+    assert not any("chosen with" in note for note in replayed.notes)
+    for gate in (0.3, None):  # the note does not depend on the measurement
+        plain = make(model, tmp_path / "c", auto_mixed=saved, **{**options, "refine": False}, min_agreement=gate)
+        assert any("were chosen with refine, and are kept here without it" in note for note in plain.notes)
+    chosen = json.loads(saved.read_text())
+    assert chosen["hashes"]["refine"] == "yes"
+    del chosen["hashes"]["refine"]  # as searches before there was refine
+    saved.write_text(json.dumps(chosen))
+    other = make(model, tmp_path / "d", auto_mixed=saved, min_agreement=None, **options)
+    assert any("were chosen without refine, and are kept here with it" in note for note in other.notes)
+
+
+def test_a_cache_is_of_one_way_only(model: bytes, tmp_path: Path) -> None:
+    """Ranges of the equalized graph are not those of the model, and the message says which they are."""
+    plain, refined = tmp_path / "plain.json", tmp_path / "refined.json"
+    options: dict[str, Any] = {"calibration": held(4), "min_agreement": None}
+    make(model, tmp_path / "a", calib_cache=plain, **options)
+    with pytest.raises(InputError, match=r"cache was made without refine.*Name another file \(--calib-cache\)"):
+        make(model, tmp_path / "b", calib_cache=plain, refine=True, **options)
+    first = make(model, tmp_path / "b", calib_cache=refined, refine=True, **options)
+    again = make(model, tmp_path / "c", calib_cache=refined, refine=True, **options)
+    assert plan(again) == plan(first)
+    with pytest.raises(InputError, match="cache is of another model"):
+        make(model, tmp_path / "d", calib_cache=refined, **options)
+    with pytest.raises(InputError, match=r"ranges are of another model.*cached with refine are of its equalized graph"):
+        make(model, tmp_path / "d", calibration=refined, held_out=held(2))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +170,7 @@ def test_folders_held_out_images_and_cache(model: bytes, tmp_path: Path) -> None
     split = make(model, tmp_path / "a", calibration=first, **options)
     assert split.report["int8"]["images"] == 4
     assert any("50 calibration images were asked for; there are 5" in note for note in split.notes)
-    assert any("on 1 held-out images" in note for note in split.notes)
+    assert any("on 1 held-out image:" in note for note in split.notes)
     with pytest.raises(InputError, match="cache is of another data"):
         make(model, tmp_path / "b", calibration=first, held_out=second, **options)
     cache.unlink()

@@ -162,7 +162,8 @@ def int8_data(
     if proving is None and measuring:
         split = data.split(max(_HELD_OUT, -(-(data.count or 0) // _MOST_HELD_OUT)))
         if split is None:
-            why = f"there are only {data.count} images" if data.again else "the data can be read once only"
+            few = "there is only 1 image" if data.count == 1 else f"there are only {data.count} images"
+            why = few if data.again else "the data can be read once only"
             notes.append(
                 f"The agreement with float32 was not measured: no images were held out, since {why}. Give held-out "
                 "images (--held-out)."

@@ -96,7 +96,7 @@ def quantize(
         keep, mixed, report, more = _prove(maker, model, spec, held_out, options, high, threads, progress)
         notes += more
     elif options.auto_mixed is not False:
-        keep = (*keep, *_replayed(options, maker).keep)
+        keep = (*keep, *_replayed(options, maker, notes))
     progress(f"precision to int8 ({high} elsewhere)", None)
     made = maker.make(keep, high=high, io_dtype=io_dtype)
     total = len(made.quantized) + len(made.kept)
@@ -150,7 +150,7 @@ def _known(options: Int8Options, model: ModelProto, held_out: CalibrationBatches
             "The ranges are of another model",
             received=f"calibrated on {ranges.model_sha256[:12]}…",
             expected=f"{model_sha256(model)[:12]}…",
-            fix="Calibrate this model",
+            fix="Calibrate this model; ranges that were cached with refine are of its equalized graph only",
         )
     if held_out is not None and options.min_agreement is not None and held_out.sha256() == (ranges.data_sha256 or None):
         raise InputError(
@@ -161,10 +161,21 @@ def _known(options: Int8Options, model: ModelProto, held_out: CalibrationBatches
     return ranges
 
 
-def _replayed(options: Int8Options, maker: Maker) -> Mixed:
+def _replayed(options: Int8Options, maker: Maker, notes: list[str]) -> tuple[str, ...]:
+    """The layers that an earlier search kept; tells where it searched among other weights."""
     from .precision.search import Mixed
 
-    return Mixed.load(str(options.auto_mixed), hashes={"model": maker.sha256})
+    chosen = Mixed.load(str(options.auto_mixed), hashes={"model": maker.sha256})
+    if chosen.hashes.get("refine", "no") != _yes(maker.refined):
+        was, now = ("without", "with") if maker.refined else ("with", "without")
+        notes.append(
+            f"The layers kept were chosen {was} refine, and are kept here {now} it: another set may do better."
+        )
+    return chosen.keep
+
+
+def _yes(is_so: bool) -> str:
+    return "yes" if is_so else "no"
 
 
 def _maker(
@@ -189,6 +200,7 @@ def _maker(
                 expected="a supported detector",
                 fix="Leave refine out",
             )
+        _refuse_plain_cache(options, model)
         graph = equalized(model, data, threads, progress)
         if options.method in (None, "percentile") and percentile is None:
             percentile = FITTED_PERCENTILE
@@ -210,6 +222,18 @@ def _maker(
     return Maker(model, ranges)
 
 
+def _refuse_plain_cache(options: Int8Options, model: ModelProto) -> None:
+    """Refuses a cache of the same model without refine before the images are run, and says why it does not fit."""
+    if options.cache is None or not Path(options.cache).exists():
+        return
+    if Ranges.load(options.cache).model_sha256 == model_sha256(model):
+        raise InputError(
+            "The calibration cache was made without refine, whose ranges are of the equalized graph",
+            received=options.cache,
+            fix="Name another file (--calib-cache), or leave refine out",
+        )
+
+
 def _prove(
     maker: Maker,
     model: ModelProto,
@@ -227,6 +251,7 @@ def _prove(
     assert options.min_agreement is not None
     gate = Gate(model, held_out, spec, threads=threads, progress=progress)
     keep, mixed = tuple(options.keep), None
+    notes: list[str] = []
 
     def make(more: Sequence[str]) -> Any:
         return maker.make([*options.keep, *more], high=high, raw=spec)
@@ -245,12 +270,12 @@ def _prove(
             quantize=make,
             rank=rank,
             threads=threads,
-            hashes={"model": maker.sha256, "data": maker.ranges.data_sha256},
+            hashes={"model": maker.sha256, "data": maker.ranges.data_sha256, "refine": _yes(maker.refined)},
             progress=progress,
         )
         keep = (*keep, *mixed.keep)
     elif options.auto_mixed is not False:
-        keep = (*keep, *_replayed(options, maker).keep)
+        keep = (*keep, *_replayed(options, maker, notes))
     made = make(keep[len(options.keep) :])
     report = gate.measure(made.model, progress=progress)
     if not report.passed(options.min_agreement):
@@ -259,12 +284,13 @@ def _prove(
             ranked = rank()
         require(report, options.min_agreement, ranked)
     note = (
-        f"Against float32 on {report.images} held-out images: AP50-95 {report.ap50_95:.4f}, F1@0.5 {report.f1_50:.4f} "
-        f"(at least {options.min_agreement:g} asked for), scores {report.score_shift:+.4f} on average."
+        f"Against float32 on {report.images} held-out image{'s' if report.images != 1 else ''}: AP50-95 "
+        f"{report.ap50_95:.4f}, F1@0.5 {report.f1_50:.4f} (at least {options.min_agreement:g} asked for), scores "
+        f"{report.score_shift:+.4f} on average."
     )
     if mixed is not None and mixed.keep:
         note += f" The {len(mixed.keep)} layers kept were chosen on these images: other images may agree less."
-    return keep, mixed, report.to_dict(), [note]
+    return keep, mixed, report.to_dict(), [*notes, note]
 
 
 def write_mixed(mixed: Mixed, folder: Path, stem: str) -> list[str]:

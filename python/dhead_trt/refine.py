@@ -38,9 +38,11 @@ class Maker:
     Attributes:
         ranges, sha256: see above.
         trials: how many graphs a search may make.
+        refined: whether weights are fitted.
     """
 
     trials = MAX_TRIALS
+    refined = False
 
     def __init__(self, model: ModelProto, ranges: Ranges, sha256: str | None = None) -> None:
         self.model, self.ranges, self.sha256 = model, ranges, sha256 or model_sha256(model)
@@ -97,6 +99,7 @@ class RefinedMaker(Maker):
     """
 
     trials = _REFINED_TRIALS
+    refined = True
 
     def __init__(
         self,
