@@ -18,6 +18,7 @@ from dhead_trt.artifact import Artifact
 from dhead_trt.backends import BACKENDS, Availability, available_backends, choose_backend, get_backend
 from dhead_trt.backends.base import Backend
 from dhead_trt.backends.cuda_driver import devices
+from dhead_trt.backends.openvino import new_core
 from dhead_trt.backends.tensorrt_rtx import CAPABILITIES, DEFAULT_CAPABILITIES, parse_capability
 from dhead_trt.build import build
 from dhead_trt.engine import Engine
@@ -105,6 +106,7 @@ def openvino_plan(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         ({"device": "TPU"}, BackendUnavailable, "cannot use the device 'TPU'.*CPU"),
         ({"speed": 1}, InputError, "no load option 'speed'"),
         ({"hint": "fast"}, InputError, "hint"),
+        ({"high": "f16"}, InputError, "higher precision is not known: received 'f16', expected 'f32' or 'bf16'"),
         ({"threads": 0}, InputError, "threads"),
         ({"threads": 1.5}, InputError, "threads"),
         ({"output": "boxes"}, InputError, "output"),
@@ -123,6 +125,19 @@ def test_openvino_computes_in_the_precision_it_says(tmp_path: Path) -> None:
             compiled = e._runner._compiled  # type: ignore[attr-defined]
             effective = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
             assert effective == {"fp32": "f32", "bf16": "bf16"}[e.precision]
+
+
+def test_openvino_int8_keeps_the_rest_in_float32(tmp_path: Path) -> None:
+    """The accuracy gate measures that graph; bf16 between the int8 layers is a choice."""
+    path = small.onnx_bytes("head")
+    artifact = build(path, "openvino", output=tmp_path / "e", precision="int8", calibration="random", verify=False)
+    abilities = new_core(pytest.importorskip("openvino")).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for options, wanted in (({}, "f32"), ({"high": "f32"}, "f32"), ({"high": "bf16"}, "bf16")):
+        with Engine(artifact, threads=1, **options) as e:
+            compiled = e._runner._compiled  # type: ignore[attr-defined]
+            effective = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            assert effective == (wanted if "BF16" in abilities else "f32")
+            assert e.precision == "int8"
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

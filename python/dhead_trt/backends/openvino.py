@@ -74,6 +74,9 @@ class OpenVINOBackend:
             does. Default False.
         hint ("latency", "throughput"): one request at a time on all threads, or several side by side. Default latency.
         layers (bool): measure every layer (slower). Default False.
+        high ("f32", "bf16"): what an int8 plan computes its other layers in. bf16, on CPUs that have it, is up to a
+            quarter faster where many layers are kept, and agrees less with the float32 graph than the accuracy gate
+            found. Default f32.
     """
 
     name = "openvino"
@@ -161,15 +164,20 @@ class OpenVINOBackend:
         ov = _import()
         device = (device or "CPU").upper()
         pin, hint, layers = options.pop("pin", False), options.pop("hint", "latency"), options.pop("layers", False)
+        high = options.pop("high", "f32")
         if options:
-            raise InputError(f"OpenVINO has no load option {sorted(options)[0]!r}", expected="pin, hint or layers")
+            raise InputError(
+                f"OpenVINO has no load option {sorted(options)[0]!r}", expected="pin, hint, layers or high"
+            )
         if hint not in ("latency", "throughput"):
             raise InputError(
                 "The performance hint is not known", received=repr(hint), expected="'latency' or 'throughput'"
             )
+        if high not in ("f32", "bf16"):
+            raise InputError("The higher precision is not known", received=repr(high), expected="'f32' or 'bf16'")
         core = new_core(ov)
         try:
-            requested, precision, note = _hint(core, device, artifact.precision)
+            requested, precision, note = _hint(core, device, artifact.precision, high)
         except RuntimeError as e:
             raise BackendUnavailable(
                 f"OpenVINO cannot use the device {device!r}",
@@ -290,11 +298,11 @@ class _Runner:
             self._changed.notify_all()
 
 
-def _hint(core: Any, device: str, precision: str) -> tuple[str, str, str | None]:
+def _hint(core: Any, device: str, precision: str, high: str = "f32") -> tuple[str, str, str | None]:
     """(hint to set, precision that results, a sentence where it is not the one asked for)."""
     abilities = list(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
-    if precision == "int8":  # what is left in high precision: bf16 rounds less than int8 does, and is twice as fast
-        return "bf16" if "BF16" in abilities else "f32", "int8", None
+    if precision == "int8":  # bf16 between its layers took F1 of the document pages from 0.980 to 0.963
+        return "bf16" if high == "bf16" and "BF16" in abilities else "f32", "int8", None
     if precision in _NEEDS and _NEEDS[precision][0] not in abilities:
         lacks = _NEEDS[precision][1]
         note = f"{device} has no {lacks}, so this {precision} engine computes in fp32"
