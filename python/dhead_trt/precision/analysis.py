@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["GraphView", "captured_names", "hoist_constants", "subgraphs"]
+__all__ = ["GraphView", "captured_names", "drop_unused", "hoist_constants", "reads", "subgraphs"]
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv", "MatMulInteger", "QLinearMatMul"}
 MOVING = {
@@ -128,6 +128,19 @@ def subgraphs(node: Any) -> Iterator[Any]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def reads(node: Any) -> set[str]:
+    """The tensors a node depends on, also those that its subgraphs take from outside."""
+    return {*filter(None, node.input), *captured_names(node)}
+
+
+def drop_unused(graph: Any) -> None:
+    """Takes out the initializers that no node reads and that are no output."""
+    used = {name for node in graph.node for name in reads(node)} | {o.name for o in graph.output}
+    kept = [t for t in graph.initializer if t.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def captured_names(node: Any) -> set[str]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from .._ort import cpu_session
 from ..errors import GraphError, InputError
 from ..progress import ProgressCallback
-from .analysis import captured_names
+from .analysis import captured_names, drop_unused
 from .layers import FLOAT, Inspection, data_inputs, import_onnx, inspect, passes
 from .names import Names
 
@@ -323,10 +323,7 @@ class _Rewrite:
                     nodes.append(self._scaled(made.output[k], name))
         del self.graph.node[:]
         self.graph.node.extend(nodes)
-        used = {n for node in nodes for n in (*node.input, *captured_names(node))} | {o.name for o in self.graph.output}
-        kept = [t for t in self.graph.initializer if t.name in used]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        drop_unused(self.graph)
 
     def _scaled(self, plain: str, name: str) -> Any:
         """The Mul between a tensor and its new self."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BackendUnavailable, GraphError, InputError
-from .analysis import LAYOUT, GraphView, captured_names, hoist_constants, subgraphs
+from ..errors import GraphError, InputError
+from .analysis import LAYOUT, GraphView, captured_names, drop_unused, hoist_constants, subgraphs
+from .layers import import_onnx
 from .names import Names
 
 if TYPE_CHECKING:
@@ -110,12 +111,7 @@ def convert_fp16(
         InputError: io_dtype or keep does not fit the graph.
         BackendUnavailable: the onnx package is not installed.
     """
-    try:
-        import onnx
-    except ImportError as e:
-        raise BackendUnavailable(
-            "Precision passes need onnx", received=str(e), fix='pip install "dhead-trt[onnx]"'
-        ) from e
+    onnx = import_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     if copy.functions:
@@ -343,11 +339,9 @@ class _Rewrite:
                     _rename(node, {value.name: inner})
                 self._cast(inner, value.name, wanted)
         _drop_casts(self.out, self.now, self.view, {o.name for o in graph.output})
-        used = {n for node in self.out for n in (*node.input, *captured_names(node))} | {o.name for o in graph.output}
-        initializers = [t for t in graph.initializer if t.name in used]
-        del graph.initializer[:], graph.node[:]
-        graph.initializer.extend(initializers)
+        del graph.node[:]
         graph.node.extend(self.out)
+        drop_unused(graph)
         _set_metadata(self.model, "dhead_precision", "fp16")
         try:
             model = onnx.shape_inference.infer_shapes(self.model)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import GraphError, InputError
+from .analysis import drop_unused
 from .layers import Inspection, Layer, import_onnx, inspect
 from .names import Names
 from .opset import upgrade
@@ -187,10 +188,7 @@ class _Insert:
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self.new)
         graph.initializer.extend(self.initializers)
-        used = {n for node in self.new for n in _reads(node)} | {o.name for o in graph.output}
-        kept = [t for t in graph.initializer if t.name in used]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+        drop_unused(graph)
 
     def _pair(self, key: str) -> str:
         if key not in self.pair_of:
@@ -269,12 +267,6 @@ def _finish(onnx: Any, model: Any) -> None:
             received=" ".join(str(e).split())[:300],
             fix="Check the original with onnx.checker",
         ) from e
-
-
-def _reads(node: Any) -> set[str]:
-    from .analysis import captured_names
-
-    return {*filter(None, node.input), *captured_names(node)}
 
 
 def _some(names: Collection[str]) -> str:

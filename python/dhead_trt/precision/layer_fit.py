@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .int8 import LEVELS
+
 __all__ = ["Fit", "Window", "draw_positions", "nearest", "patches", "weight_scale"]
 
 DAMP = 1e-2  # of the mean square of the inputs, added where weights are rounded
-LEVELS = 127
 ON_OBJECTS = 0.7  # share of the positions
 
 Floats = npt.NDArray[np.float64]

@@ -10,15 +10,14 @@ import numpy.typing as npt
 
 from .._ort import cpu_session
 from ..errors import GraphError, InputError
-from .analysis import captured_names
+from .analysis import reads
 from .layers import FLOAT, import_onnx
+from .raw_run import Arrays
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 __all__ = ["Lockstep"]
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Lockstep:
@@ -54,7 +53,7 @@ class Lockstep:
         self._pieces = self._cut(set(stops))
         self._last: dict[str, int] = {}  # tensor → number of the last piece that reads it
         for i, (_, nodes) in enumerate(self._pieces):
-            self._last.update({name: i for node in nodes for name in _reads(node)})
+            self._last.update({name: i for node in nodes for name in reads(node)})
 
     def _cut(self, stops: set[str]) -> list[tuple[str, list[Any]]]:
         """(the stop in front of which it begins, nodes); the first begins nowhere. Dead nodes are left out."""
@@ -63,7 +62,7 @@ class Lockstep:
         for node in reversed(self._model.graph.node):
             if wanted.intersection(node.output):
                 alive.append(node)
-                wanted.update(_reads(node))
+                wanted.update(reads(node))
         pieces: list[tuple[str, list[Any]]] = [("", [])]
         for node in reversed(alive):
             if node.output[0] in stops:
@@ -121,8 +120,8 @@ class Lockstep:
     def _session(self, nodes: Sequence[Any], outputs: Sequence[str]) -> Any:
         helper = self._onnx.helper
         made = {name for node in nodes for name in node.output}
-        reads = dict.fromkeys(name for node in nodes for name in _reads(node))
-        inputs = [n for n in reads if n not in made and n not in self._constants]
+        read = dict.fromkeys(name for node in nodes for name in reads(node))
+        inputs = [n for n in read if n not in made and n not in self._constants]
         missing = [n for n in inputs if n not in self.live[0]]
         if missing:
             raise GraphError("The graph is not in topological order", received=missing[0])
@@ -131,11 +130,7 @@ class Lockstep:
             "piece",
             [helper.make_tensor_value_info(n, self._types.get(n, FLOAT), None) for n in inputs],
             [helper.make_tensor_value_info(n, self._types.get(n, FLOAT), None) for n in outputs],
-            [self._constants[n] for n in reads if n in self._constants],
+            [self._constants[n] for n in read if n in self._constants],
         )
         piece = helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
         return cpu_session(piece, threads=self._threads, qdq_as_written=True)
-
-
-def _reads(node: Any) -> set[str]:
-    return {*filter(None, node.input), *captured_names(node)}

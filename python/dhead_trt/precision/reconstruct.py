@@ -25,8 +25,9 @@ from ..errors import GraphError, InputError
 from ..progress import ProgressCallback
 from ..spec import HeadSpec
 from ..tables import table
-from .analysis import captured_names
+from .analysis import drop_unused
 from .fit_data import fit_data, importance
+from .int8 import to_int8
 from .layer_fit import Fit, Window, draw_positions, nearest, patches, weight_scale
 from .layers import Inspection, import_onnx, inspect
 from .lockstep import Lockstep
@@ -132,8 +133,6 @@ def reconstruct(
         GraphError: not a supported detector, or the network does not give numbers.
         BackendUnavailable: onnx or onnxruntime is not installed.
     """
-    from .int8 import to_int8
-
     for name, value, good in (
         ("images", images, images >= 1),
         ("positions", positions, positions >= 1),
@@ -278,6 +277,7 @@ def _rewritten(
     lost = sorted(fitted.keys() - {n.output[0] for n in made.graph.node if n.op_type == "Conv"})
     if lost:
         raise GraphError("A fitted layer is not in the graph under its name", received=lost[0])
+    known = {t.name: t for t in made.graph.initializer}  # a second fit writes over the first's weights
     for node in made.graph.node:
         if node.op_type != "Conv" or node.output[0] not in fitted:
             continue
@@ -285,13 +285,9 @@ def _rewritten(
         del node.input[1:]
         for value, ending in zip(fitted[stop], (_WEIGHT, _BIAS), strict=True):
             node.input.append(f"{stop}{ending}")
-            made.graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.float32), node.input[-1]))
+            tensor = onnx.numpy_helper.from_array(value.astype(np.float32), node.input[-1])
+            (known.get(tensor.name) or made.graph.initializer.add()).CopyFrom(tensor)
         if stop in scales:
             named[node.input[1]] = scales[stop].astype(np.float32)
-    used = {name for node in made.graph.node for name in (*node.input, *captured_names(node))}
-    used |= {o.name for o in made.graph.output}
-    kept = {t.name: t for t in made.graph.initializer if t.name in used}  # of a second fit, the later ones
-    tensors = list(kept.values())
-    del made.graph.initializer[:]
-    made.graph.initializer.extend(tensors)
+    drop_unused(made.graph)
     return made, named
